@@ -1,0 +1,41 @@
+# `make run` and `make test` are all a fresh machine needs; each sets up what it uses.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: run test check format bench clean
+
+# Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
+run: $(VENV)/ready
+	@$(BIN)/python client.py --spawn
+
+test: $(VENV)/ready-dev check
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/ready-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/ready-dev
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: $(VENV)/ready-dev
+	@$(BIN)/python bench/compare.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pfsd needs Python 3.11 or newer")'
+	@echo "making a virtual environment in $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+# What is said goes to stderr: the output of `make run` with piped commands is the client's alone.
+$(VENV)/ready: setup.cfg pyproject.toml | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]' >&2
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2
+	@touch $@

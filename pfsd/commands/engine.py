@@ -1,0 +1,239 @@
+"""What all commands work on: the registries, the store, the memory budget and the I/O processes.
+
+The rules that keep commands out of each other's way live here and nowhere else:
+
+* a name that is being given to a file is *claimed*, so that of two puts of one name one fails at once;
+* a file that is about to change (delete, rename, being replaced) is *locked* from the check to the commit;
+* a file that is being read is *pinned*: its packs stay until the last reader is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from pfsd import records, stores, work
+from pfsd.budget import Extent, MemoryBudget
+from pfsd.committer import Committer
+from pfsd.errors import Exists, NotFound, NotReady, RequestError
+from pfsd.fair import Flow
+from pfsd.paths import Roots
+from pfsd.registry import File, Part, Registry, Status
+from pfsd.workers import Workers
+
+log = logging.getLogger(__name__)
+
+#: A stored file as clients name it: an id or a name.
+FileRef = int | bytes
+
+#: Packs unlinked by one task, so that a huge delete takes turns with other commands.
+UNLINK_BATCH = 256
+#: What unlinking one pack counts in the queue for a process, in bytes.
+UNLINK_COST = 64 << 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How files are stored from now on."""
+
+    part_size: int
+    run_parts: int
+    codec: str
+    level: int
+
+
+@dataclass
+class Progress:
+    """How far a command is; written by the command, read by whoever shows it. `total` None is not known yet."""
+
+    total: int | None = None
+    bytes: int = 0
+    parts: int = 0
+
+
+@dataclass
+class Engine:
+    """Everything a command needs."""
+
+    store_id: bytes
+    registry: Registry
+    committer: Committer
+    store: stores.PackStore
+    budget: MemoryBudget
+    workers: Workers
+    roots: Roots
+    settings: Settings
+    _claimed: set[bytes] = field(default_factory=set)
+    _locks: dict[int, asyncio.Lock] = field(default_factory=dict)
+    _pins: Counter[int] = field(default_factory=Counter)
+    _unpinned: dict[int, asyncio.Event] = field(default_factory=dict)
+    _background: set[asyncio.Task[int]] = field(default_factory=set)
+
+    # --- finding ---
+
+    def lookup(self, ref: FileRef) -> File:
+        """The file a client means, whatever its status; NotFound or NotReady (its name is just being stored)."""
+        if isinstance(ref, int):
+            file = self.registry.file(ref)
+            if file is None:
+                raise NotFound(f'no file has id {ref} (a name of digits needs quotes: "{ref}")', id=ref)
+            return file
+        file = self.registry.find(ref)
+        if file is not None:
+            return file
+        if ref in self._claimed:
+            raise NotReady("a file of this name is being stored", name=ref)
+        raise NotFound("no file has this name", name=ref)
+
+    def ready(self, ref: FileRef) -> File:
+        """The file a client means, if it can be read; NotFound or NotReady."""
+        file = self.lookup(ref)
+        if file.status in (Status.STORING, Status.DELETING):
+            what = "stored" if file.status is Status.STORING else "deleted"
+            raise NotReady(f"file {file.id} is being {what}", id=file.id)
+        return file
+
+    # --- staying out of each other's way ---
+
+    @contextmanager
+    def claim(self, name: bytes, replace: bool) -> Iterator[None]:
+        """Hold a name for a file that will have it. Exists when it is taken."""
+        if name in self._claimed:
+            raise Exists("this name is just being given to another file", name=name)
+        taken = self.registry.find(name)
+        if taken is not None and not replace:
+            raise Exists("this name is taken; replace=yes overrides", id=taken.id, name=name)
+        self._claimed.add(name)
+        try:
+            yield
+        finally:
+            self._claimed.discard(name)
+
+    @asynccontextmanager
+    async def locked(self, files: Sequence[File]) -> AsyncIterator[None]:
+        """Hold files between the check of their state and the commit that changes it."""
+        held: list[tuple[int, asyncio.Lock]] = []
+        try:
+            for file_id in sorted({file.id for file in files}):
+                lock = self._locks.setdefault(file_id, asyncio.Lock())
+                await lock.acquire()
+                held.append((file_id, lock))
+            yield
+        finally:
+            for file_id, lock in held:
+                lock.release()
+                if not lock.locked() and not lock._waiters:  # type: ignore[attr-defined]
+                    self._locks.pop(file_id, None)
+
+    @contextmanager
+    def pinned(self, file: File) -> Iterator[None]:
+        """Keep the packs of a file while it is read."""
+        self._pins[file.id] += 1
+        try:
+            yield
+        finally:
+            self._pins[file.id] -= 1
+            if not self._pins[file.id]:
+                del self._pins[file.id]
+                if event := self._unpinned.pop(file.id, None):
+                    event.set()
+
+    # --- packs ---
+
+    async def remove(self, file: File) -> int:
+        """Unlink the packs of a file that is `deleting`, once nobody reads it, and forget it.
+
+        Returns the bytes freed. What fails is logged and done at the next start.
+        """
+        if self._pins[file.id]:
+            await self._unpinned.setdefault(file.id, asyncio.Event()).wait()
+        packs = self.registry.packs_freed_by(file.id)
+        freed, flow = 0, Flow()
+        try:
+            for first in range(0, len(packs), UNLINK_BATCH):
+                batch = tuple(packs[first : first + UNLINK_BATCH])
+                freed += await self.workers.run(work.delete_packs, batch, flow, UNLINK_COST * len(batch))
+            self.committer.lazily([records.Removed(file=file.id)])
+        except RequestError as error:
+            log.warning("the packs of deleted file %d stay until the next start: %s", file.id, error)
+        return freed
+
+    def footprint(self, file: File) -> int:
+        """Bytes on disk that go when the file's packs go."""
+        freed = set(self.registry.packs_freed_by(file.id))
+        return sum(part.head + part.stored for part in self.registry.parts(file.id) if part.pack in freed)
+
+    def remove_soon(self, file: File) -> asyncio.Task[int]:
+        """`remove` in the background."""
+        task = asyncio.create_task(self.remove(file))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    def is_pinned(self, file: File) -> bool:
+        """Whether the file is being read."""
+        return bool(self._pins[file.id])
+
+    async def settle(self) -> None:
+        """Wait for background work."""
+        while self._background:
+            await asyncio.wait(self._background)
+
+    async def take(self, sizes: Sequence[int], flow: Flow) -> list[Extent]:
+        """Memory for the parts of a run: all of them, or under pressure a good share, so that runs stay long."""
+        return await self.budget.take(sizes, flow, least=max(1, min(len(sizes), self.settings.run_parts // 2)))
+
+    async def load(
+        self, parts: Sequence[Part], extents: Sequence[Extent], flow: Flow, into: Target | None = None
+    ) -> tuple[work.BadPart, ...]:
+        """Load and check parts of one pack into their extents, and on into a target. Notes damage."""
+        batch = work.LoadBatch(
+            pack=parts[0].pack,
+            parts=tuple(
+                work.PartOut(
+                    self.store_id,
+                    part.file,
+                    part.seq,
+                    extent.offset,
+                    work.PartRow(part.pack_offset, part.head, part.size, part.stored, part.codec, part.md5),
+                )
+                for part, extent in zip(parts, extents, strict=True)
+            ),
+        )
+        if into is not None:
+            batch = batch._replace(target=into.path, target_offset=into.offset, skip=into.skip, length=into.length)
+        cost = sum(part.size for part in parts)
+        bad = await self.workers.run(work.load_batch, batch, flow, cost)
+        if bad:
+            self.note_damage(parts[0].file, {part.seq for part in bad})
+        return bad
+
+    def note_damage(self, file_id: int, seqs: set[int]) -> None:
+        """Enter parts that turned out bad into the registry, unless they are known."""
+        file = self.registry.file(file_id)
+        if file is None or file.status not in (Status.READY, Status.DAMAGED):
+            return
+        known = set(self.registry.bad_parts(file_id))
+        if not seqs <= known:
+            log.warning("file %d has damaged parts: %s", file_id, sorted(seqs - known))
+            self.committer.lazily([records.Damage(file=file_id, parts=sorted(known | seqs))])
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where in a file of the daemon's machine the bytes of a run go."""
+
+    path: str
+    offset: int
+    skip: int
+    length: int
+
+
+def fd_path(fd: int) -> str:
+    """A path by which the I/O processes open what the daemon has open: the same file, whatever its name is now."""
+    return f"/proc/{os.getpid()}/fd/{fd}"

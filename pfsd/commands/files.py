@@ -1,0 +1,84 @@
+"""list, stat, rename and delete: commands on files as a whole, which read no content."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pfsd import records
+from pfsd.commands.engine import Engine, FileRef
+from pfsd.errors import NotFound, NotReady
+from pfsd.protocol import check_name
+from pfsd.registry import File, Status
+
+#: Files handed out at once by `list_files`, so that a long list can be sent in pieces.
+PAGE = 256
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A file that is gone, and the bytes that its packs gave back to the disk."""
+
+    id: int
+    name: bytes
+    parts: int
+    freed: int
+
+
+def list_files(engine: Engine, pattern: bytes | None) -> Iterator[list[File]]:
+    """Pages of the files whose names match a glob, by id; files that come and go meanwhile may be in or not."""
+    matches = re.compile(_glob(pattern)).match if pattern is not None else None
+    last = 0
+    while page := engine.registry.files_after(last, PAGE):
+        last = page[-1].id
+        yield [file for file in page if matches is None or matches(file.name)]
+
+
+def _glob(pattern: bytes) -> bytes:
+    # fnmatch works on text here; latin-1 maps each byte to one character and back.
+    return fnmatch.translate(pattern.decode("latin-1")).encode("latin-1")
+
+
+async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> File:
+    """Give a file another name; with `replace` a file that has it is deleted in the same instant."""
+    check_name(name)
+    file = engine.ready(ref)
+    if file.name == name:
+        return file
+    with engine.claim(name, replace):
+        old = engine.registry.find(name)
+        async with engine.locked([file] + ([old] if old else [])):
+            _check_still_ready(engine, file)
+            old = engine.registry.find(name) if old else None
+            await engine.committer.commit([records.Rename(file=file.id, name=name, replaces=old.id if old else 0)])
+    if old:
+        engine.remove_soon(old)
+    return file
+
+
+async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
+    """Remove files for good: durable when it returns, and their space is free again.
+
+    An unknown file among them removes none. A file that is being read keeps its packs until that is over.
+    """
+    files = list({file.id: file for file in map(engine.ready, refs)}.values())
+    async with engine.locked(files):
+        for file in files:
+            _check_still_ready(engine, file)
+        facts = [(file, file.name, file.parts) for file in files]
+        await engine.committer.commit([records.Delete(file=file.id) for file in files])
+    removals = [(engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)) for file in files]
+    return [
+        Deleted(file.id, name, parts, footprint if pinned else await removal)
+        for (file, name, parts), (pinned, footprint, removal) in zip(facts, removals, strict=True)
+    ]
+
+
+def _check_still_ready(engine: Engine, file: File) -> None:
+    """Another command may have had the file first."""
+    if engine.registry.file(file.id) is not file:
+        raise NotFound(f"file {file.id} was just deleted", id=file.id)
+    if file.status not in (Status.READY, Status.DAMAGED):
+        raise NotReady(f"file {file.id} is being deleted", id=file.id)

@@ -1,0 +1,291 @@
+"""get and cat: parts come back out of the store, checked, to a path of the daemon's machine or to a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+from pfsd.aio import Window, finish
+from pfsd.budget import Extent
+from pfsd.commands.engine import Engine, FileRef, Progress, Target, fd_path
+from pfsd.errors import BY_CODE, Partial, RequestError
+from pfsd.fair import Flow
+from pfsd.paths import TargetFile
+from pfsd.registry import File, Part
+from pfsd.work import BadPart
+
+#: A reader that took nothing for this long gives back what was loaded for it, if others wait for memory.
+STALL_SECONDS = 0.25
+#: Content goes to a connection in pieces of at most this many bytes: what a reader that stands still can pin.
+SEND_BYTES = 1 << 20
+
+Send = Callable[[memoryview], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A stretch of content that could not be read, and went out as zeros."""
+
+    offset: int
+    length: int
+    seq: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a get delivered; `bytes` is what was written or sent."""
+
+    id: int
+    name: bytes
+    size: int
+    etag: str
+    bytes: int
+    damage: list[Damage]
+
+    def error(self) -> Partial | None:
+        """Partial when zeros stand in for content."""
+        if not self.damage:
+            return None
+        lost = sum(damage.length for damage in self.damage)
+        return Partial(
+            f"{lost} bytes could not be read and are zeros; the rows say which",
+            id=self.id,
+            bad=len(self.damage),
+        )
+
+
+@dataclass(frozen=True)
+class Range:
+    """A stretch of a file's content, cut to the file's size."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, file: File, offset: int | None, length: int | None) -> Range:
+        """What a client asked for; past the end is no error, just less."""
+        start = min(offset or 0, file.size)
+        return cls(start, file.size if length is None else min(start + length, file.size))
+
+    @property
+    def length(self) -> int:
+        """Bytes in the range."""
+        return self.end - self.start
+
+
+def plan_runs(engine: Engine, file: File, wanted: Range) -> Iterator[list[Part]]:
+    """The parts that hold a range, in runs that one task can load: from one pack, and not too many."""
+    if not wanted.length:
+        return
+    first, last = wanted.start // file.part_size, (wanted.end - 1) // file.part_size
+    for _, same_pack in groupby(engine.registry.parts(file.id, first, last), key=lambda part: part.pack):
+        while run := list(islice(same_pack, engine.settings.run_parts)):
+            yield run
+
+
+def _overlap(part: Part, wanted: Range) -> Range:
+    """Which stretch of the content this part contributes to a range."""
+    return Range(max(part.offset, wanted.start), min(part.offset + part.size, wanted.end))
+
+
+def bad_part_error(file: File, bad: BadPart) -> RequestError:
+    """The error for the first part that could not be read."""
+    return BY_CODE[bad.code](
+        f"part {bad.seq} of the file: {bad.message}",
+        id=file.id,
+        part=bad.seq,
+        offset=bad.seq * file.part_size,
+        name=file.name,
+    )
+
+
+# --- to a path ----------------------------------------------------------------------------------
+
+
+async def get_path(
+    engine: Engine,
+    ref: FileRef,
+    target: bytes,
+    offset: int | None,
+    length: int | None,
+    replace: bool,
+    zero_damage: bool,
+    progress: Progress,
+    flow: Flow,
+) -> Fetched:
+    """Write a file, or a range of it, to a path of the daemon's machine; nothing appears there unless all is well.
+
+    With `zero_damage` unreadable parts become zeros instead of an error.
+    """
+    file = engine.ready(ref)
+    with engine.pinned(file):
+        wanted = Range.of(file, offset, length)
+        progress.total = wanted.length
+        out = await asyncio.to_thread(TargetFile.create, engine.roots, target, replace, wanted.length)
+        try:
+            damage = await _fill(engine, file, wanted, out, zero_damage, progress, flow)
+            await finish(asyncio.ensure_future(asyncio.to_thread(out.commit)))
+        finally:
+            await finish(asyncio.ensure_future(asyncio.to_thread(out.close)))
+        return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
+
+
+async def _fill(
+    engine: Engine,
+    file: File,
+    wanted: Range,
+    out: TargetFile,
+    zero_damage: bool,
+    progress: Progress,
+    flow: Flow,
+) -> list[Damage]:
+    damage: list[Damage] = []
+    path = fd_path(out.fd)
+
+    async def load_run(run: Sequence[Part], extents: Sequence[Extent]) -> None:
+        start, end = _overlap(run[0], wanted).start, _overlap(run[-1], wanted).end
+        into = Target(path, start - wanted.start, start - run[0].offset, end - start)
+        bad = await engine.load(run, extents, flow, into)
+        if bad and not zero_damage:
+            raise bad_part_error(file, bad[0])
+        damage.extend(_damage(run, bad, wanted))
+        progress.bytes += end - start
+        progress.parts += len(run)
+
+    async with Window(len(engine.workers) + 1) as window:
+        for run in plan_runs(engine, file, wanted):
+            while run:
+                await window.room()
+                extents = await engine.take([part.size for part in run], flow)
+                window.start_now(load_run(run[: len(extents)], extents), partial(engine.budget.give, extents))
+                run = run[len(extents) :]
+    return sorted(damage, key=lambda lost: lost.offset)
+
+
+def _damage(run: Sequence[Part], bad: Sequence[BadPart], wanted: Range) -> Iterator[Damage]:
+    for part in run:
+        if part.seq in {lost.seq for lost in bad}:
+            lost = _overlap(part, wanted)
+            yield Damage(lost.start, lost.length, part.seq)
+
+
+# --- to a connection ----------------------------------------------------------------------------
+
+
+async def stream(
+    engine: Engine,
+    ref: FileRef,
+    offset: int | None,
+    length: int | None,
+    send: Send,
+    zero_damage: bool,
+    progress: Progress,
+    flow: Flow,
+) -> Fetched:
+    """Send a file, or a range of it, piece by piece; the next run is loaded while one is sent.
+
+    `send` returns when the connection no longer needs the memory it was given.
+    """
+    file = engine.ready(ref)
+    with engine.pinned(file):
+        wanted = Range.of(file, offset, length)
+        progress.total = wanted.length
+        outgoing = _Outgoing(engine, file, send, zero_damage, flow)
+        try:
+            position = wanted.start
+            while position < wanted.end:
+                sent = await outgoing.send_run(Range(position, wanted.end))
+                position += sent
+                progress.bytes += sent
+        finally:
+            outgoing.drop_ahead()
+        return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, outgoing.damage)
+
+
+class _Loaded(NamedTuple):
+    """A run in memory. Parts leave it at the front as they are sent, or all at once when memory is needed."""
+
+    parts: deque[tuple[Part, Extent]]
+    end: int
+    bad: tuple[BadPart, ...]
+
+
+class _Outgoing:
+    """One stream of content to a connection."""
+
+    def __init__(self, engine: Engine, file: File, send: Send, zero_damage: bool, flow: Flow) -> None:
+        self._engine = engine
+        self._file = file
+        self._send = send
+        self._zero_damage = zero_damage
+        self._flow = flow
+        self._ahead: asyncio.Task[_Loaded] | None = None
+        self.damage: list[Damage] = []
+
+    async def send_run(self, wanted: Range) -> int:
+        """Send some of the range from its start; returns how many bytes."""
+        self._ahead = self._ahead or asyncio.ensure_future(self._load(wanted))
+        await asyncio.wait({self._ahead})
+        loaded, self._ahead = self._ahead.result(), None
+        try:
+            if loaded.bad and not self._zero_damage:
+                raise bad_part_error(self._file, loaded.bad[0])
+            if loaded.end < wanted.end:
+                self._ahead = asyncio.ensure_future(self._load(Range(loaded.end, wanted.end)))
+            sent = 0
+            while loaded.parts:
+                part, extent = loaded.parts.popleft()
+                try:
+                    sent += await self._send_part(part, extent, wanted, loaded)
+                finally:
+                    self._engine.budget.give([extent])
+            return sent
+        finally:
+            self._give(loaded)
+
+    def drop_ahead(self) -> None:
+        """Give back what was loaded and will not be sent, as soon as its process is done with it."""
+        if self._ahead is not None:
+            self._ahead.add_done_callback(self._give_unsent)
+            self._ahead.cancel()
+            self._ahead = None
+
+    def _give_unsent(self, ahead: asyncio.Task[_Loaded]) -> None:
+        if not ahead.cancelled() and not ahead.exception():
+            self._give(ahead.result())
+
+    async def _load(self, wanted: Range) -> _Loaded:
+        run = next(plan_runs(self._engine, self._file, wanted))
+        extents = await self._engine.take([part.size for part in run], self._flow)
+        run = run[: len(extents)]
+        try:
+            bad = await self._engine.load(run, extents, self._flow)
+        except BaseException:
+            self._engine.budget.give(extents)
+            raise
+        return _Loaded(deque(zip(run, extents, strict=True)), _overlap(run[-1], wanted).end, bad)
+
+    async def _send_part(self, part: Part, extent: Extent, wanted: Range, rest: _Loaded) -> int:
+        piece = _overlap(part, wanted)
+        self.damage += _damage([part], rest.bad, wanted)
+        view = self._engine.budget.view(extent)[piece.start - part.offset : piece.end - part.offset]
+        for first in range(0, len(view), SEND_BYTES):
+            sending = asyncio.ensure_future(self._send(view[first : first + SEND_BYTES]))
+            try:
+                while not (await asyncio.wait({sending}, timeout=STALL_SECONDS))[0]:
+                    if self._engine.budget.pressed:
+                        self._give(rest)
+                        self.drop_ahead()
+            finally:
+                sending.cancel()
+            sending.result()
+        return piece.length
+
+    def _give(self, loaded: _Loaded) -> None:
+        self._engine.budget.give([extent for _, extent in loaded.parts])
+        loaded.parts.clear()

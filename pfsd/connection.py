@@ -1,0 +1,269 @@
+"""The bytes of one client connection: lines and content in, replies and content out, each with back pressure.
+
+Knows sockets and lines, never commands. Content is received straight into memory that the reader names, and
+sent straight from memory that is not touched until the system has taken it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import cast
+
+from pfsd.errors import Cancelled, UsageError
+from pfsd.protocol import Flood, Line, LineReader, LongLine
+
+#: Lines are received in pieces of at most this size.
+LINE_BUFFER = 64 << 10
+#: Replies queue up to this many bytes before their writers wait; frames at least as long are not copied.
+WRITE_BUFFER = 64 << 10
+
+
+class ConnectionLost(Cancelled):
+    """The client is gone, or stood still for too long."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One client. `lines` and `fill` take turns and are for one reader; any number of tasks may write.
+
+    `idle_seconds` bounds how long the connection waits for a client that moves no byte, `line_seconds` how long
+    a line may take to arrive; 0 is no bound.
+    """
+
+    def __init__(self, idle_seconds: float, line_seconds: float) -> None:
+        self._idle_seconds = idle_seconds or None
+        self._line_seconds = line_seconds or None
+        self._lines = LineReader()
+        self._buffer = bytearray(LINE_BUFFER)
+        self._target: memoryview | None = None  # where content goes, while `fill` waits
+        self._filled = 0
+        self._news: asyncio.Future[None] | None = None  # resolved when bytes, end of input or loss come
+        self._reading = True
+        self._ended = False
+        self._lost = False
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._gone = asyncio.Event()
+        self.transport: asyncio.Transport
+        self.received = 0
+
+    # --- asyncio's side ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        # Resumed only when empty: by then the system has taken the memory that was handed over.
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER, low=0)
+        self._set_reading(False)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer) if self._target is None else self._target
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += nbytes
+        if self._target is None:
+            self._lines.feed(memoryview(self._buffer)[:nbytes])
+            self._wake()
+            if self._lines.pending > 4 * LINE_BUFFER:
+                self._set_reading(False)
+            return
+        self._filled += nbytes
+        self._target = self._target[nbytes:]
+        if not len(self._target):
+            self._set_reading(False)
+            self._wake()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._wake()
+        return True  # half-close: answers still go out
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = self._lost = True
+        self._gone.set()
+        self._wake()
+        self._writable.set()
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # --- facts ---
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is gone for good, so that nothing can be answered."""
+        return self._lost
+
+    async def wait_lost(self) -> None:
+        """Wait until the client is gone for good."""
+        await self._gone.wait()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this machine: a loopback address or a Unix socket."""
+        peer = self.transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):
+            return True
+        host = str(peer[0])
+        return host.startswith(("127.", "::ffff:127.")) or host == "::1"
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for logs."""
+        peer = self.transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix"
+
+    def set_keepalive(self) -> None:
+        """Notice peers whose machine is gone."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    # --- reading ---
+
+    async def lines(self) -> AsyncIterator[Line | LongLine]:
+        """The lines that arrive, until the end of input. ConnectionLost when the client is gone or idle.
+
+        Raises UsageError for a line that the end of input cut off or that took too long, Flood is the end.
+        """
+        loop = asyncio.get_running_loop()
+        started: float | None = None  # when the line being received began
+        while True:
+            event = self._lines.next_event()
+            if isinstance(event, Flood):
+                return
+            if event is not None:
+                started = None
+                yield event
+                continue
+            if self._ended:
+                if self._lines.unterminated and not self._lost:
+                    raise UsageError("the last line was cut off by the end of input and was not executed")
+                return
+            if not self._lines.unterminated:
+                started = None
+                await self._wait(self._idle_seconds)
+                continue
+            started = started or loop.time()
+            left = None if self._line_seconds is None else started + self._line_seconds - loop.time()
+            try:
+                await self._wait(left)
+            except ConnectionLost:
+                raise UsageError(f"the line did not end within {self._line_seconds:g} seconds") from None
+
+    async def fill(self, view: memoryview) -> int:
+        """Receive content until the view is full; fewer bytes only at the end of input, or after `stop_filling`."""
+        buffered = self._lines.take(len(view))
+        view[: len(buffered)] = buffered
+        if len(buffered) == len(view):
+            return len(view)
+        self._target, self._filled = view[len(buffered) :], len(buffered)
+        try:
+            while self._target is not None and len(self._target) and not self._ended:
+                before = self.received
+                try:
+                    await self._wait(self._idle_seconds)
+                except ConnectionLost:
+                    if self.received == before:
+                        raise
+            return self._filled
+        finally:
+            self._target = None
+
+    def stop_filling(self) -> None:
+        """The memory given to `fill` is no longer its to write to; `fill` returns."""
+        self._target = None
+        self._wake()
+
+    async def discard(self, count: int) -> bool:
+        """Receive content and throw it away; whether all of it came."""
+        scratch = memoryview(bytearray(min(count, LINE_BUFFER)))
+        while count:
+            got = await self.fill(scratch[: min(count, LINE_BUFFER)])
+            if not got:
+                return False
+            count -= got
+        return True
+
+    async def discard_all(self) -> None:
+        """Throw away everything up to the end of input."""
+        while await self.discard(LINE_BUFFER):
+            pass
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Wait for bytes, the end of input or the loss of the connection."""
+        self._news = asyncio.get_running_loop().create_future()
+        self._set_reading(True)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news
+        except TimeoutError:
+            raise ConnectionLost(f"no byte from the client for {seconds:g} seconds") from None
+        finally:
+            self._news = None
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _set_reading(self, wanted: bool) -> None:
+        if wanted == self._reading or self._ended:
+            return
+        self._reading = wanted
+        if wanted:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    # --- writing ---
+
+    async def write(self, data: bytes) -> None:
+        """Queue reply bytes, once those before them have left."""
+        await self.flushed()
+        self.transport.write(data)
+
+    async def write_frame(self, header: bytes, content: memoryview) -> None:
+        """Send a frame; when this returns, the content's memory may change."""
+        await self.flushed()
+        if len(content) <= WRITE_BUFFER:
+            self.transport.write(header + bytes(content))
+            return
+        if header:
+            self.transport.write(header)
+        self.transport.write(content)
+        await self.flushed()
+
+    async def flushed(self) -> None:
+        """Wait until the write buffer is not full. ConnectionLost when the client takes nothing for too long."""
+        while not self._writable.is_set():
+            before = self.transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    await self._writable.wait()
+            except TimeoutError:
+                if not self._lost and self.transport.get_write_buffer_size() >= before:
+                    self.transport.abort()
+                    raise ConnectionLost(f"the client took nothing for {self._idle_seconds:g} seconds") from None
+        if self._lost:
+            raise ConnectionLost("the client is gone")
+
+    def end_input(self) -> None:
+        """Read no more, as if the client had said all it has to say."""
+        self._set_reading(False)
+        self._lines = LineReader()
+        self.eof_received()
+
+    def close(self) -> None:
+        """Close once everything queued is sent."""
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what is queued is lost and the peer sees a reset."""
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # Linger 0 makes the close a reset, so that the peer cannot take a cut for the end.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        self.transport.abort()

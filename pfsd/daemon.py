@@ -1,0 +1,387 @@
+"""The daemon's life: open the store, start the processes, listen, serve, drain, stop.
+
+Each phase is a method of `Daemon`, in the order in which they run; `main` is the whole life. It waits on events
+only and owns everything that has to be closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+import uvloop
+
+from pfsd import disk, records, stores, work
+from pfsd.budget import MemoryBudget
+from pfsd.commands.engine import Engine, Settings
+from pfsd.committer import Committer
+from pfsd.config import Address, Config, TcpAddress, UnixAddress
+from pfsd.connection import Connection
+from pfsd.errors import (
+    Busy,
+    CannotListen,
+    Denied,
+    RegistryDamaged,
+    RequestError,
+    StorageFailed,
+    StoreUnavailable,
+)
+from pfsd.journal import Journal
+from pfsd.paths import Roots
+from pfsd.protocol import LF, format_error
+from pfsd.registry import Registry
+from pfsd.session import Service, Session
+from pfsd.workers import Workers
+
+log = logging.getLogger(__name__)
+
+#: Descriptors that are not client connections: store, journal, workers, files being read and written.
+SPARE_DESCRIPTORS = 128
+#: Kept back on the disk, so that deletes and compaction work when it is full.
+RESERVE_BYTES = 1 << 20
+#: Clients get this long to take the last replies when the daemon stops.
+CLOSE_SECONDS = 1.0
+EXIT_STOP_TIMED_OUT = 75
+
+
+def main(config: Config) -> int:
+    """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
+    factory = uvloop.new_event_loop if config.loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(Daemon(config).run())
+
+
+class Daemon:
+    """One daemon on one store."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopped = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._stop_task: asyncio.Task[None] | None = None
+        self._exit_code = 0
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[asyncio.Task[None]] = set()
+        self._numbers = count(1)
+        self._lock_fd = -1
+
+    async def run(self) -> int:
+        """The whole life; returns the exit code."""
+        self._open_store()
+        try:
+            await self._start_workers()
+            self._make_service()
+            await self._tidy()
+            await self._listen()
+            self._handle_signals()
+            await self._stopped.wait()
+        except BaseException:
+            self._workers.kill()
+            raise
+        await self._close()
+        return self._exit_code
+
+    # --- opening ---
+
+    def _open_store(self) -> None:
+        """Take the store for this daemon and read its registries."""
+        path = self._config.path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(f"the store {path} cannot be created: {error.strerror}") from error
+        self._lock_fd = disk.lock_exclusive(path / "lock")
+        self._durable = self._config.durability == "always"
+        self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
+        self._store_url = f"file:{path}"
+        self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)
+        self._registry = Registry()
+        self._journal = self._open_journal(path / "journal.jsonl")
+
+    def _open_journal(self, path: Path) -> Journal:
+        if not os.path.lexists(path):
+            if next(iter(self._store.list()), None) is not None:
+                raise RegistryDamaged(
+                    f"{path} is missing, but the store holds packs; put the journal back from a copy, or move "
+                    "the packs away to begin with an empty store"
+                )
+            return Journal.create(path, sync=self._durable)
+        return Journal.open(path, self._registry.replay, sync=self._durable)
+
+    async def _start_workers(self) -> None:
+        """Start the processes before any socket is open."""
+        self._budget = MemoryBudget(self._config.slab_size)
+        setup = work.Setup(
+            slab=f"/proc/{os.getpid()}/fd/{self._budget.fd}",
+            slab_size=self._budget.limit,
+            store_url=self._store_url,
+            epoch=self._epoch,
+            durable=self._durable,
+        )
+        self._workers = Workers(self._config.processes, setup)
+        await self._workers.start()
+
+    def _make_service(self) -> None:
+        config = self._config
+        self._committer = Committer(
+            self._journal, self._registry, on_failure=self._storage_failed, on_full=self._free_reserve
+        )
+        self._engine = Engine(
+            store_id=self._journal.store_id,
+            registry=self._registry,
+            committer=self._committer,
+            store=self._store,
+            budget=self._budget,
+            workers=self._workers,
+            roots=Roots(config.roots, forbidden=[config.path]),
+            settings=Settings(config.part_size, config.run_parts, config.codec, config.level),
+        )
+        self._service = Service(
+            engine=self._engine,
+            token=config.token,
+            allow_exit=config.allow_exit,
+            idle_seconds=config.idle_timeout,
+            line_seconds=config.line_timeout,
+            max_clients=_descriptor_limit(config.max_clients),
+            shut_down=self.shut_down,
+            shut_down_done=self._stopped.set,
+            state=self._state,
+        )
+
+    async def _tidy(self) -> None:
+        """Finish what the last daemon left: interrupted puts, deletes without unlink, packs of nobody."""
+        self._keep_reserve()
+        interrupted = self._registry.interrupted()
+        if interrupted:
+            await self._committer.commit([records.Drop(file=file.id) for file in interrupted])
+            log.info("%d interrupted puts are dropped", len(interrupted))
+        for file in self._registry.deleting():
+            await self._engine.remove(file)
+        swept = self._store.sweep_staged()
+        live = set(self._registry.live_packs())
+        orphans = [pack.pack for pack in self._store.list() if pack.pack not in live]
+        freed = await asyncio.to_thread(self._store.delete, orphans)
+        self._registry.skip_packs(orphans)
+        if swept or orphans:
+            log.info("swept %d unfinished and %d unused packs, %d bytes", swept, len(orphans), freed)
+
+    # --- listening ---
+
+    async def _listen(self) -> None:
+        for address in self._config.listen:
+            try:
+                server = await self._listen_on(address)
+            except OSError as error:
+                words = error.strerror or str(error)
+                raise CannotListen(f"cannot listen on {address}: {words}") from error
+            self._servers.append(server)
+        for server, address in zip(self._servers, self._config.listen, strict=True):
+            for ready in _addresses(server, address):
+                print(f"pfsd ready on {ready}", flush=True)
+
+    async def _listen_on(self, address: Address) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if isinstance(address, TcpAddress):
+            return await loop.create_server(self._accept, address.host, address.port, backlog=512)
+        _remove_stale_socket(address.path)
+        umask = os.umask(0o177)  # the socket is born private, not made so a moment later
+        try:
+            return await loop.create_unix_server(self._accept, str(address.path), backlog=512)
+        finally:
+            os.umask(umask)
+
+    def _accept(self) -> Connection:
+        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._serve)
+
+    def _serve(self, connection: Connection) -> None:
+        """A client has connected."""
+        service = self._service
+        refusal: RequestError | None = None
+        if len(service.sessions) >= service.max_clients:
+            refusal = Busy(f"{service.max_clients} clients are connected already; try again later")
+        elif not _same_user(connection):
+            refusal = Denied("this socket is for processes of its own user only")
+        if refusal is not None:
+            connection.transport.write(format_error(refusal, None, LF))
+            connection.close()
+            return
+        session = Session(service, connection, next(self._numbers))
+        service.sessions.add(session)
+        task = asyncio.create_task(session.serve())
+        self._connections.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            service.sessions.discard(session)
+            if not task.cancelled() and (error := task.exception()):
+                log.error("a session ended badly", exc_info=error)
+
+        task.add_done_callback(ended)
+
+    # --- full disk and broken disk ---
+
+    def _state(self) -> str:
+        if self._service.stopping:
+            return "stopping"
+        if self._committer.failed:
+            return "readonly"
+        return "full" if disk.free_space(self._config.path) < 2 * RESERVE_BYTES else "ready"
+
+    def _keep_reserve(self) -> None:
+        with suppress(OSError):  # on a full disk it stays away until there is room
+            disk.preallocate(self._config.path / "reserve", RESERVE_BYTES)
+
+    def _free_reserve(self) -> bool:
+        """Give the reserve to the journal; whether there was one."""
+        try:
+            disk.unlink(self._config.path / "reserve")
+        except OSError:
+            return False
+        log.warning("the disk is full: the reserve goes to the journal, so that deletes still work")
+        asyncio.get_running_loop().call_later(60, self._keep_reserve)
+        return True
+
+    def _storage_failed(self, error: BaseException) -> None:
+        log.critical("the journal cannot be written safely any more, stopping: %s", error)
+        self._exit_code = StorageFailed.exit_code
+        self._begin_stop()
+
+    # --- stopping ---
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        log.info("%s: stopping", signal.Signals(number).name)
+        if self._service.stopping:
+            self._hurry.set()
+        self._begin_stop()
+
+    def _begin_stop(self) -> None:
+        if self._stop_task is None:
+            self._stop_task = asyncio.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        await self.shut_down(None)
+        self._stopped.set()
+
+    async def shut_down(self, asking: asyncio.Task[None] | None) -> None:
+        """No new requests; running ones, but for the one that asks, finish or are given up; then processes end."""
+        service = self._service
+        if service.stopping:
+            return
+        service.stopping = True
+        log.info("stopping: %d requests are running", len(service.running))
+        threading.Thread(target=self._watch_stop, daemon=True).start()
+        for server in self._servers:
+            server.close()
+        patience = self._config.stop_timeout
+        await self._await_running(asking, patience / 2)
+        for task in service.running - {asking}:
+            task.cancel()
+        await self._await_running(asking, patience / 4)
+        await self._engine.settle()
+        await self._committer.close()
+        await self._workers.stop()
+
+    async def _await_running(self, asking: asyncio.Task[None] | None, seconds: float) -> None:
+        async def all_done() -> None:
+            while tasks := self._service.running - {asking}:
+                await asyncio.wait(tasks)
+
+        done, hurry = asyncio.ensure_future(all_done()), asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({done, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        hurry.cancel()
+
+    def _watch_stop(self) -> None:
+        """A stop that hangs, say in a dead disk, still ends."""
+        time.sleep(self._config.stop_timeout + 5)
+        os._exit(EXIT_STOP_TIMED_OUT)
+
+    async def _close(self) -> None:
+        for session in list(self._service.sessions):
+            session.end()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
+        for task in self._connections:
+            task.cancel()
+        for address in self._config.listen:
+            if isinstance(address, UnixAddress):
+                with suppress(OSError):
+                    address.path.unlink()
+        self._budget.close()
+        os.close(self._lock_fd)
+
+
+class _Accepted(Connection):
+    """A connection that reports itself once it is made."""
+
+    def __init__(self, idle_seconds: float, line_seconds: float, made: Callable[[Connection], None]) -> None:
+        super().__init__(idle_seconds, line_seconds)
+        self._made = made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.set_keepalive()
+        self._made(self)
+
+
+def _descriptor_limit(max_clients: int) -> int:
+    """Raise the soft limit of open files and return how many clients fit below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * max_clients + SPARE_DESCRIPTORS
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    fit = max(1, (soft - SPARE_DESCRIPTORS) // 2) if soft > 2 * SPARE_DESCRIPTORS else max(1, soft // 4)
+    if fit < max_clients:
+        log.warning("the limit of %d open files allows %d clients, not %d", soft, fit, max_clients)
+    return min(max_clients, fit)
+
+
+def _addresses(server: asyncio.Server, address: Address) -> list[str]:
+    """Where a server listens; a port that was 0 is known now."""
+    if isinstance(address, UnixAddress):
+        return [str(address)]
+    names = [sock.getsockname() for sock in server.sockets]
+    return [str(TcpAddress(name[0], name[1])) for name in names]
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Remove a socket that no daemon listens on; the lock on the store says that it is not ours."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise CannotListen(f"cannot listen on unix:{path}: something else is there")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise CannotListen(f"cannot listen on unix:{path}: another program does")
+
+
+def _same_user(connection: Connection) -> bool:
+    """Whether the peer of a Unix socket runs as this user, or as root; peers over TCP pass."""
+    sock = connection.transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return True
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    uid = int.from_bytes(credentials[4:8], "little")
+    return uid in (0, os.geteuid())

@@ -1,0 +1,237 @@
+"""Packs as files of a local directory. Knows no formats; all its writes go through `pfsd.disk`.
+
+    <store>/packs/<number / 4096, 5 hex digits>/<number, 16 hex digits>.pack
+    <store>/tmp/<epoch>/<token>
+
+Packs are written under `tmp` and renamed, by the daemon only. An I/O process that outlives its daemon can
+thus litter the directory of a dead epoch and nothing else. Files in `packs` with other names are not touched.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from pfsd import disk
+from pfsd.codecs import Buffer
+from pfsd.errors import Corrupt, Missing, StoreUnavailable
+from pfsd.stores import PackInfo
+
+#: Pieces are gathered to about this many bytes for one writev.
+BATCH_BYTES = 1 << 20
+#: log2 of the packs in one directory.
+FANOUT_BITS = 12
+
+_PACK_NAME = re.compile(r"([0-9a-f]{16})\.pack")
+_SAFE_NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,200}")
+
+
+def open_store(path: str, *, sync: bool, epoch: str) -> LocalStore:
+    """Open the store in the directory `path`, an absolute path. StoreUnavailable when it cannot be used."""
+    if not os.path.isabs(path):
+        raise StoreUnavailable(f"the path of a store must be absolute, not {path!r}")
+    try:
+        return LocalStore(Path(path), sync, epoch)
+    except OSError as error:
+        raise StoreUnavailable(f"the store {path} cannot be used: {error.strerror}") from error
+
+
+class LocalStore:
+    """A store in a directory; `pfsd.stores.PackStore` says what the methods promise."""
+
+    def __init__(self, path: Path, sync: bool, epoch: str) -> None:
+        self._path = path
+        self._packs = path / "packs"
+        self._tmp = path / "tmp"
+        self._own_tmp = self._tmp / _safe(epoch)
+        self._sync = sync
+        #: Directories of packs whose own entry is known to be durable. Not those that were found: the daemon
+        #: that made them may have died before it synced their parent.
+        self._durable_dirs: set[Path] = set()
+        disk.make_dir(self._packs)
+        disk.make_dir(self._own_tmp)
+
+    # --- writing ---
+
+    def stage(self, token: str, pieces: Iterable[Buffer]) -> int:
+        path = self._own_tmp / _safe(token)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                size = _write_pieces(fd, pieces)
+                if self._sync:
+                    disk.fdatasync(fd)
+            finally:
+                os.close(fd)
+        except BaseException:
+            with suppress(OSError):
+                disk.unlink(path)
+            raise
+        return size
+
+    def publish(self, staged: Sequence[tuple[str, int]]) -> None:
+        for token, pack in staged:
+            target = self._pack_path(pack)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            if os.path.lexists(target):  # no race: one daemon holds the lock, and it counts packs up
+                raise FileExistsError(errno.EEXIST, "a pack is never replaced", str(target))
+            disk.rename(self._own_tmp / _safe(token), target)
+
+    def sync_published(self, packs: Iterable[int]) -> None:
+        if not self._sync:
+            return
+        parents = {self._pack_path(pack).parent for pack in packs}
+        for parent in parents:
+            disk.fsync_dir(parent)
+        if not parents <= self._durable_dirs:
+            disk.fsync_dir(self._packs)
+            disk.fsync_dir(self._path)
+            self._durable_dirs |= parents
+
+    def discard(self, tokens: Iterable[str]) -> None:
+        for token in tokens:
+            with suppress(FileNotFoundError):
+                disk.unlink(self._own_tmp / _safe(token))
+
+    def delete(self, packs: Iterable[int]) -> int:
+        freed = 0
+        failure: OSError | None = None
+        for pack in packs:
+            try:
+                freed += _remove(self._pack_path(pack))
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except OSError as error:
+                failure = failure or error
+        if failure:
+            raise failure
+        return freed
+
+    def sweep_staged(self) -> int:
+        swept = 0
+        for path in self._tmp.iterdir():
+            if path == self._own_tmp:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                swept += sum(1 for _ in path.iterdir())
+                # A process that outlived its daemon may still add a file: that waits for the next start.
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                disk.unlink(path)
+                swept += 1
+        return swept
+
+    # --- reading ---
+
+    def open(self, pack: int) -> LocalReader:
+        path = self._pack_path(pack)
+        try:
+            # Without O_NONBLOCK a FIFO in place of the pack would keep us for ever.
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Missing(f"pack {pack:016x} is not in the store", pack=pack) from None
+        except OSError as error:
+            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+                raise _not_a_file(pack) from error
+            raise
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise _not_a_file(pack)
+        return LocalReader(fd, pack, status.st_size)
+
+    def list(self) -> Iterator[PackInfo]:
+        for directory in sorted(self._packs.iterdir()):
+            for entry in _files_in(directory):
+                match = _PACK_NAME.fullmatch(entry.name)
+                pack = int(match[1], 16) if match else -1
+                if match and self._pack_path(pack).parent == directory:
+                    yield PackInfo(pack, entry.stat(follow_symlinks=False).st_size)
+
+    def _pack_path(self, pack: int) -> Path:
+        return self._packs / f"{pack >> FANOUT_BITS:05x}" / f"{pack:016x}.pack"
+
+
+class LocalReader:
+    """An open pack file."""
+
+    def __init__(self, fd: int, pack: int, size: int) -> None:
+        self._fd = fd
+        self._pack = pack
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                raise self._short(offset + length)
+            data += more
+        return data
+
+    def read_into(self, offset: int, view: memoryview) -> int:
+        filled = 0
+        while filled < len(view):
+            count = os.preadv(self._fd, [view[filled:]], offset + filled)
+            if not count:
+                raise self._short(offset + len(view))
+            filled += count
+        return filled
+
+    def _short(self, needed: int) -> Corrupt:
+        return Corrupt(f"pack {self._pack:016x} ends at {self.size} bytes, before {needed}", pack=self._pack)
+
+    def __enter__(self) -> LocalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._fd)
+
+
+def _safe(name: str) -> str:
+    """A name that stays in its directory."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be the name of a staged pack or an epoch")
+    return name
+
+
+def _write_pieces(fd: int, pieces: Iterable[Buffer]) -> int:
+    size = gathered = 0
+    batch: builtins.list[Buffer] = []
+    for piece in pieces:
+        batch.append(piece)
+        gathered += len(piece)
+        if gathered >= BATCH_BYTES:
+            disk.writev_all(fd, batch)
+            size += gathered
+            gathered, batch = 0, []
+    disk.writev_all(fd, batch)
+    return size + gathered
+
+
+def _remove(path: Path) -> int:
+    size = os.lstat(path).st_size
+    disk.unlink(path)
+    return size
+
+
+def _files_in(directory: Path) -> builtins.list[os.DirEntry[str]]:
+    if directory.is_symlink() or not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+    return sorted(files, key=lambda entry: entry.name)
+
+
+def _not_a_file(pack: int) -> Corrupt:
+    return Corrupt(f"pack {pack:016x} is not a regular file", pack=pack)

@@ -1,0 +1,298 @@
+"""What an I/O process runs: store a batch, load a batch, delete packs.
+
+Tasks know packs, stores and the shared slab; never the registries, the protocol or asyncio. Arguments and
+results are small tuples: file content is only ever in the slab, in files and in the store. A task that fails
+returns a `Failure` instead of raising, so that no exception has to survive a process border.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, parent_process
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pfsd import codecs, hashing, packs, stores
+from pfsd.errors import BY_CODE, Changed, Corrupt, FieldValue, Missing, RequestError, from_os_error
+
+Result = TypeVar("Result", covariant=True)
+Argument = TypeVar("Argument")
+Outcome = TypeVar("Outcome")
+
+
+# --- what travels -------------------------------------------------------------------------------
+
+
+class Setup(NamedTuple):
+    """What a process needs once."""
+
+    slab: str  # a path under /proc that leads to the daemon's memfd
+    slab_size: int  # bytes
+    store_url: str
+    epoch: str
+    durable: bool
+
+
+class PartIn(NamedTuple):
+    """A part to store: its bytes are, or are to be read to, `size` bytes of the slab at `at`.
+
+    Size 0 stands for the end marker: the statement that the file has `seq` parts.
+    """
+
+    origin: packs.Origin
+    seq: int
+    at: int
+    size: int
+
+
+class StoreBatch(NamedTuple):
+    """Parts that go into one pack, in this order."""
+
+    token: str
+    parts: tuple[PartIn, ...]
+    codec: str
+    level: int
+    source: str | None = None  # read the parts from this file first, one after the other
+    source_offset: int = 0
+
+
+class PartRow(NamedTuple):
+    """Where a stored part lies in its pack."""
+
+    offset: int
+    head: int
+    size: int
+    stored: int
+    codec: str
+    md5: bytes
+
+
+class StoredBatch(NamedTuple):
+    """A staged pack and its parts; end markers have no row."""
+
+    token: str
+    size: int
+    parts: tuple[PartRow, ...]
+
+
+class PartOut(NamedTuple):
+    """A part to load into the slab at `at`, and what the registry knows of it."""
+
+    store: bytes
+    file: int
+    seq: int
+    at: int
+    row: PartRow
+
+
+class LoadBatch(NamedTuple):
+    """Parts of one pack to load and check; with a target, their joined bytes are written there as well."""
+
+    pack: int
+    parts: tuple[PartOut, ...]
+    target: str | None = None
+    target_offset: int = 0
+    skip: int = 0  # of the joined bytes, this many at the front are not wanted in the target
+    length: int = 0  # and then this many are
+
+
+class BadPart(NamedTuple):
+    """A part that could not be loaded; its place in the slab is filled with zeros."""
+
+    seq: int
+    code: str
+    message: str
+
+
+class Failure(NamedTuple):
+    """A task failed."""
+
+    code: str
+    message: str
+    fields: dict[str, FieldValue]
+    trace: str = ""
+
+    def error(self) -> RequestError:
+        """The error to raise in the daemon."""
+        return BY_CODE[self.code](self.message, **self.fields)
+
+
+class Task(Protocol[Result]):
+    """A function that a process can run. `attempt` counts from 0."""
+
+    __name__: str
+
+    def __call__(self, task: Any, attempt: int) -> Result | Failure: ...
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+class _Process:
+    """What `set_up` made of this process."""
+
+    slab: memoryview
+    store: stores.PackStore
+
+
+def set_up(setup: Setup) -> None:
+    """Initialise the process that this runs in."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.umask(0o077)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    slab = os.open(setup.slab, os.O_RDWR | os.O_CLOEXEC)
+    _Process.slab = memoryview(mmap.mmap(slab, setup.slab_size))
+    os.close(slab)
+    _Process.store = stores.open_store(setup.store_url, sync=setup.durable, epoch=setup.epoch)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+    os._exit(3)
+
+
+def ready() -> int:
+    """A task that does nothing: its result says that the process runs."""
+    return os.getpid()
+
+
+def _task(function: Callable[[Argument, int], Outcome]) -> Task[Outcome]:
+    """Make exceptions values."""
+
+    @functools.wraps(function)
+    def run(task: Argument, attempt: int) -> Outcome | Failure:
+        try:
+            return function(task, attempt)
+        except RequestError as error:
+            return Failure(error.code, error.message, error.fields)
+        except OSError as error:
+            translated = from_os_error(error, function.__name__.replace("_", " "))
+            return Failure(translated.code, translated.message, translated.fields)
+        except Exception as error:
+            return Failure("internal", f"{type(error).__name__} in an I/O process", {}, traceback.format_exc())
+
+    return run
+
+
+# --- tasks --------------------------------------------------------------------------------------
+
+
+@_task
+def store_batch(task: StoreBatch, attempt: int) -> StoredBatch:
+    """Hash, compress and stage parts as one pack.
+
+    Changed when the source ends early; NoSpace or IoError from the store.
+    """
+    views = [_Process.slab[part.at : part.at + part.size] for part in task.parts]
+    if task.source is not None:
+        _read_source(task.source, task.source_offset, views)
+    md5s = hashing.md5_many(views)
+    rows: list[PartRow] = []
+    token = f"{task.token}.{attempt}"
+    size = _Process.store.stage(token, _pieces(task, views, md5s, rows))
+    return StoredBatch(token, size, tuple(rows))
+
+
+def _pieces(
+    task: StoreBatch, views: Sequence[memoryview], md5s: Sequence[bytes], rows: list[PartRow]
+) -> Iterator[codecs.Buffer]:
+    """The bytes of the pack; notes in `rows` where each part went."""
+    offset = 0
+    for part, view, md5 in zip(task.parts, views, md5s, strict=True):
+        header, payload, codec = packs.encode_part(part.origin, part.seq, view, md5, task.codec, task.level)
+        if part.size:
+            rows.append(PartRow(offset, len(header), part.size, len(payload), codec, md5))
+        offset += len(header) + len(payload)
+        yield header
+        yield payload
+
+
+def _read_source(path: str, offset: int, views: list[memoryview]) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        left = list(views)
+        while left:
+            count = os.preadv(fd, left, offset)
+            if not count:
+                raise Changed("the source became shorter while it was read; nothing was stored")
+            offset += count
+            left = _behind(left, count)
+    finally:
+        os.close(fd)
+
+
+def _behind(views: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of these views behind their first `count` bytes."""
+    for at, view in enumerate(views):
+        if count < len(view):
+            return [view[count:], *views[at + 1 :]]
+        count -= len(view)
+    return []
+
+
+@_task
+def load_batch(task: LoadBatch, attempt: int) -> tuple[BadPart, ...]:
+    """Read, decode and check parts into the slab, and on into the target.
+
+    Parts that are missing or fail their checks are returned, with zeros in their place.
+    """
+    views = [_Process.slab[part.at : part.at + part.row.size] for part in task.parts]
+    bad: dict[int, BadPart] = {}
+    try:
+        with _Process.store.open(task.pack) as pack:
+            for at, part in enumerate(task.parts):
+                try:
+                    encoded = pack.read(part.row.offset, part.row.head + part.row.stored)
+                    views[at][:] = packs.decode_part(encoded, part.store, part.file, part.seq, part.row)
+                except (Corrupt, Missing) as error:
+                    bad[at] = BadPart(part.seq, error.code, error.message)
+                except OSError as error:
+                    bad[at] = BadPart(part.seq, "io", os.strerror(error.errno or 0))
+    except (Corrupt, Missing) as error:
+        bad = {at: BadPart(part.seq, error.code, error.message) for at, part in enumerate(task.parts)}
+    for at, md5 in enumerate(hashing.md5_many(views)):
+        if at not in bad and md5 != task.parts[at].row.md5:
+            bad[at] = BadPart(task.parts[at].seq, "corrupt", "the MD5 of its content is wrong")
+    for at in bad:
+        views[at][:] = bytes(len(views[at]))
+    if task.target is not None:
+        _write_target(task, views)
+    return tuple(bad.values())
+
+
+def _write_target(task: LoadBatch, views: list[memoryview]) -> None:
+    left = _behind(views, task.skip)
+    offset, end = task.target_offset, task.target_offset + task.length
+    fd = os.open(task.target or "", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        while offset < end:
+            count = os.pwritev(fd, _at_most(left, end - offset), offset)
+            offset += count
+            left = _behind(left, count)
+    finally:
+        os.close(fd)
+
+
+def _at_most(views: list[memoryview], length: int) -> list[memoryview]:
+    """The first `length` bytes of these views."""
+    wanted = []
+    for view in views:
+        if length <= 0:
+            break
+        wanted.append(view[:length])
+        length -= len(view)
+    return wanted
+
+
+@_task
+def delete_packs(task: tuple[int, ...], attempt: int) -> int:
+    """Unlink packs; returns the bytes freed. Packs that are gone already count nothing."""
+    return _Process.store.delete(task)

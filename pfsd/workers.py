@@ -1,0 +1,199 @@
+"""The I/O processes: one single-process `ProcessPoolExecutor` for each slot.
+
+A shared pool breaks as a whole when one of its processes dies and stalls when one is stopped; a slot of its own
+is replaced alone, its task is tried again, and nobody else notices. The processes start from a forkserver:
+forked from the daemon they would inherit its sockets, its lock and its signal handlers.
+
+Tasks are functions of importable modules with small plain tuples in and out; they must be safe to run twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from typing import Any, TypeVar
+
+from pfsd import work
+from pfsd.aio import finish
+from pfsd.errors import IoError
+from pfsd.fair import FairQueue, Flow
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+#: A task is given to this many processes before its request fails.
+ATTEMPTS = 3
+#: A process that has not finished one task by then is stuck. A run is at most 16 parts.
+TASK_SECONDS = 120.0
+
+
+class _Lost(Exception):
+    """The process died or hung under its task."""
+
+
+class _Slot:
+    """One process and the executor around it."""
+
+    def __init__(self, number: int, make_executor: Callable[[], ProcessPoolExecutor]) -> None:
+        self.number = number
+        self._make_executor = make_executor
+        self.executor = make_executor()
+
+    def start(self) -> int:
+        """Start the process (blocking) and return its pid."""
+        pid = self.executor.submit(work.ready).result()
+        assert isinstance(pid, int)
+        return pid
+
+    @property
+    def pids(self) -> list[int]:
+        """The slot's process, unless it is just being replaced."""
+        return list(self.executor._processes or ())
+
+    def replace(self) -> None:
+        """Kill the process, wait until it is gone (blocking), and start another.
+
+        It must be gone before its memory is given to another task: it could still write there.
+        """
+        self.kill()
+        self.executor = self._make_executor()
+        self.start()
+
+    def kill(self) -> None:
+        """End the process now (blocking until it is gone)."""
+        processes = list((self.executor._processes or {}).values())
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        self.executor.shutdown(wait=False)
+
+
+class Workers:
+    """`count` I/O processes that take tasks in fair turns."""
+
+    def __init__(self, count: int, setup: work.Setup, task_seconds: float = TASK_SECONDS) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pfsd.work"])
+
+        def make_executor() -> ProcessPoolExecutor:
+            return ProcessPoolExecutor(1, mp_context=context, initializer=work.set_up, initargs=(setup,))
+
+        self._task_seconds = task_seconds
+        self._slots = [_Slot(number, make_executor) for number in range(count)]
+        self._idle: list[_Slot] = []
+        self._queue: FairQueue[asyncio.Future[_Slot]] = FairQueue()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        #: Processes replaced since the start.
+        self.replaced = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the I/O processes."""
+        return [pid for slot in self._slots for pid in slot.pids]
+
+    @property
+    def busy(self) -> int:
+        """How many processes have a task."""
+        return len(self._slots) - len(self._idle)
+
+    async def start(self) -> None:
+        """Start every process, so that the first request does not pay for it."""
+        for slot in self._slots:
+            await asyncio.to_thread(slot.start)
+            self._idle.append(slot)
+
+    async def run(self, function: work.Task[Result], task: object, flow: Flow, cost: int) -> Result:
+        """Run `function(task, attempt)` in a process when its flow's turn comes; `cost` is in bytes.
+
+        A cancelled caller is let go only when the process is done with the task, so that memory the task
+        works on can be freed safely by the caller. IoError when no attempt came to an end.
+        """
+        for attempt in range(ATTEMPTS):
+            slot = await self._slot(flow, cost)
+            job = asyncio.create_task(self._run_on(slot, function, task, attempt))
+            self._tasks.add(job)
+            job.add_done_callback(self._tasks.discard)
+            try:
+                outcome = await finish(job)
+            except _Lost:
+                continue
+            if isinstance(outcome, work.Failure):
+                raise outcome.error()
+            return outcome
+        raise IoError(f"the I/O process died or hung {ATTEMPTS} times over this task; the log says more")
+
+    async def stop(self) -> None:
+        """Wait for running tasks, then end all processes."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.to_thread(self.kill)
+
+    def kill(self) -> None:
+        """End all processes now (blocking)."""
+        for slot in self._slots:
+            slot.kill()
+
+    async def _slot(self, flow: Flow, cost: int) -> _Slot:
+        granted: asyncio.Future[_Slot] = asyncio.get_running_loop().create_future()
+        self._queue.push(flow, cost, granted)
+        self._serve()
+        try:
+            return await granted
+        except asyncio.CancelledError:
+            if not granted.cancelled():
+                self._give_back(granted.result())
+            raise
+
+    def _give_back(self, slot: _Slot) -> None:
+        self._idle.append(slot)
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._idle and self._queue:
+            granted = self._queue.pop()
+            if not granted.done():
+                granted.set_result(self._idle.pop())
+
+    async def _run_on(
+        self, slot: _Slot, function: work.Task[Result], task: object, attempt: int
+    ) -> Result | work.Failure:
+        executor: Executor = slot.executor
+        try:
+            # Shielded: a cancelled future beside a dead process can hang its executor for good (gh-107219).
+            future = asyncio.get_running_loop().run_in_executor(executor, function, task, attempt)
+            future.add_done_callback(_retrieve)
+            return await asyncio.wait_for(asyncio.shield(future), self._task_seconds)
+        except (TimeoutError, BrokenExecutor) as error:
+            self.replaced += 1
+            log.warning(
+                "I/O process %d %s during %s, attempt %d; it is replaced",
+                slot.number,
+                "died" if isinstance(error, BrokenExecutor) else f"hung for {self._task_seconds:g} s",
+                function.__name__,
+                attempt + 1,
+            )
+            await self._replace(slot)
+            raise _Lost from error
+        finally:
+            self._give_back(slot)
+
+    async def _replace(self, slot: _Slot) -> None:
+        try:
+            await asyncio.to_thread(slot.replace)
+        except (BrokenExecutor, OSError):
+            # The next task on this slot finds it broken and comes here again.
+            log.exception("I/O process %d cannot be started again", slot.number)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Mark a future's exception as seen; the waiter may be gone."""
+    if not future.cancelled():
+        future.exception()

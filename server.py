@@ -1,0 +1,8 @@
+"""Starts the daemon: `python server.py [--config FILE]`. Worker processes import this file too: it does nothing then."""
+
+if __name__ == "__main__":
+    import sys
+
+    from pfsd.cli import server_main
+
+    sys.exit(server_main())

@@ -1,0 +1,99 @@
+"""Imports go one way: a layer may use the ones below it, never its siblings or those above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: From the bottom up; modules of one layer do not import each other.
+LAYERS = [
+    {"errors"},
+    {"codecs", "protocol", "disk", "hashing", "fair", "aio"},
+    {"packs", "records", "config", "verbs", "paths"},
+    {"stores", "registry", "journal"},
+    {"stores.local", "stores.memory"},
+    {"work"},
+    {"workers", "budget", "committer"},
+    {"commands"},
+    {"commands.engine"},
+    {"commands.put", "commands.get", "commands.files"},
+    {"commands.verify"},
+    {"connection"},
+    {"session"},
+    {"daemon"},
+    {"client"},
+    {"progress"},
+    {"shell"},
+    {"cli"},
+]
+LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+#: These stay usable from a worker process, a tool or a test without an event loop.
+NO_ASYNCIO = {
+    "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
+    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config",
+}  # fmt: skip
+#: The two ends of the wire share the protocol and the errors, nothing else.
+CLIENT_MAY_IMPORT = {"protocol", "errors", "verbs", "config", "aio", "client", "progress", "shell"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "pfsd").rglob("*.py"):
+        parts = path.relative_to(ROOT / "pfsd").with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:
+            found[name] = path
+    return found
+
+
+def imports(path: Path, *, at_import_time: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if at_import_time else list(ast.walk(tree))
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def project_imports(path: Path, **how: bool) -> set[str]:
+    found = {name.removeprefix("pfsd.") for name in imports(path, **how) if name.startswith("pfsd.")}
+    return found & modules().keys()
+
+
+def test_every_module_has_a_layer() -> None:
+    assert modules().keys() == LEVEL.keys()
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_go_down(name: str) -> None:
+    wrong = {used for used in project_imports(modules()[name], at_import_time=True) if LEVEL[used] >= LEVEL[name]}
+    assert not wrong, f"{name} imports {wrong} from its own layer or above"
+
+
+@pytest.mark.parametrize("name", sorted(NO_ASYNCIO))
+def test_the_core_knows_no_asyncio(name: str) -> None:
+    assert not {used for used in imports(modules()[name]) if used.split(".")[0] in ("asyncio", "uvloop")}
+
+
+@pytest.mark.parametrize("name", ["client", "progress", "shell"])
+def test_the_client_side_knows_only_the_wire(name: str) -> None:
+    assert project_imports(modules()[name]) <= CLIENT_MAY_IMPORT
+
+
+def test_what_a_worker_imports_stays_small() -> None:
+    closure, todo = set(), {"work"}
+    while todo:
+        name = todo.pop()
+        closure.add(name)
+        todo |= project_imports(modules()[name]) - closure
+    assert closure <= {
+        "work", "packs", "codecs", "hashing", "stores", "stores.local", "stores.memory", "disk", "errors",
+    }  # fmt: skip
