@@ -33,7 +33,7 @@ $(BIN)/python:
 
 # What is said goes to stderr: the output of `make run` with piped commands is the client's alone.
 $(VENV)/ready: setup.cfg pyproject.toml | $(BIN)/python
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli]' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cli,simd]' >&2
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready

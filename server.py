@@ -1,4 +1,4 @@
-"""Starts the daemon: `python server.py [--config FILE]`. Worker processes import this file too: it does nothing then."""
+"""Starts the daemon: `python server.py [--config FILE]`. Worker processes import this too, which must do nothing."""
 
 if __name__ == "__main__":
     import sys

@@ -11,13 +11,14 @@ import asyncio
 import mmap
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from pfsd.errors import Busy
 from pfsd.fair import FairQueue, Flow
 
-#: Extents begin and end on page borders, so that freed memory can be handed back to the system.
-GRAIN = mmap.PAGESIZE
+#: Extents begin at multiples of a cache line.
+GRAIN = 64
 #: Extents below this size are cut from the far end, so that they do not break up the room for parts.
 SMALL = 256 << 10
 #: An unused slab keeps its pages this long before the system gets them back.
@@ -60,7 +61,16 @@ class Slab:
 
     def give(self, extent: Extent) -> None:
         """Free an extent; it joins its free neighbours."""
-        start, end = extent.offset, extent.offset + _rounded(extent.size)
+        self._free_stretch(extent.offset, extent.offset + _rounded(extent.size))
+
+    def shrink(self, extent: Extent, size: int) -> Extent:
+        """Keep the first `size` bytes of an extent and free the rest."""
+        start, end = extent.offset + _rounded(size), extent.offset + _rounded(extent.size)
+        if start < end:
+            self._free_stretch(start, end)
+        return Extent(extent.offset, size)
+
+    def _free_stretch(self, start: int, end: int) -> None:
         self.used -= end - start
         at = next((at for at, free in enumerate(self._free) if free.offset > start), len(self._free))
         if at < len(self._free) and self._free[at].offset == end:
@@ -72,7 +82,10 @@ class Slab:
 
 
 def _rounded(size: int) -> int:
-    return max(GRAIN, -(-size // GRAIN) * GRAIN)
+    """What an extent takes. Never whole pages: parts hashed side by side would then all want the same few cache
+    lines, which halves the speed."""
+    rounded = max(GRAIN, -(-size // GRAIN) * GRAIN)
+    return rounded + GRAIN if rounded % mmap.PAGESIZE == 0 else rounded
 
 
 class _Waiter(NamedTuple):
@@ -160,18 +173,17 @@ class MemoryBudget:
 
     def shrink(self, extent: Extent, size: int) -> Extent:
         """Keep the first `size` bytes of an extent and free the rest."""
-        kept = Extent(extent.offset, size)
-        spare = _rounded(extent.size) - _rounded(size)
-        if spare:
-            self.give([Extent(extent.offset + _rounded(size), spare)])
+        kept = self._slab.shrink(extent, size)
+        self._serve()
         return kept
 
     def close(self) -> None:
-        """Unmap the slab."""
+        """Unmap the slab; if a view of it is still held somewhere, it stays mapped until that is gone."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        self._view.release()
-        self._map.close()
+        with suppress(BufferError):
+            self._view.release()
+            self._map.close()
         os.close(self.fd)
 
     def _serve(self) -> None:

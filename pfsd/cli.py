@@ -6,19 +6,29 @@ is needed, so that the client starts fast and the daemon loads nothing of the cl
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pfsd.errors import FatalError
+from pfsd.errors import FatalError, PfsdError, UsageError
+
+if TYPE_CHECKING:
+    from pfsd import console
+    from pfsd.client import Client
 
 EX_USAGE = 64
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
 
 def server_main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon until it is told to stop; returns the exit code of the process."""
-    import argparse
     import logging
 
     from pfsd import __version__
@@ -29,8 +39,7 @@ def server_main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit codes: 0 stopped; 64 bad command line; 65 registry damaged; 71 cannot listen; 73 store in use "
         "or not creatable; 74 storage failed while running; 78 bad configuration.",
     )
-    default = Path(__file__).resolve().parent.parent / "config.yaml"
-    parser.add_argument("--config", metavar="FILE", type=Path, default=default, help="configuration (%(default)s)")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="(%(default)s)")
     parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
     try:
         arguments = parser.parse_args(argv)
@@ -51,3 +60,137 @@ def server_main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+# --- the client ---------------------------------------------------------------------------------
+
+_EPILOG = """\
+Without a command it is interactive; commands can also be piped in, one a line. FILE is a stored file: plain digits are
+its id, anything else (or anything, with --by-name) its name. Local paths are on this side of the connection.
+
+--json prints one JSON object a line for every result, row and error ({"type": "error", "code": ..., "message": ...}).
+A name that is not UTF-8 is spelt readably in "name" and byte by byte in "name_hex". With get FILE - they go to stderr.
+
+PFSD_SERVER and PFSD_TOKEN in the environment stand for --server and the token.
+Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted.
+"""
+_ANSWER_TO_SIGTERM = 128 + signal.SIGTERM
+
+
+def client_main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, or the interactive command line; returns the exit code of the process."""
+    from pfsd import console
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    out = console.Output(as_json="--json" in words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        arguments = _client_parser().parse_args(words)
+        token = _token(arguments.token_file)
+        return _run(_client(arguments, token))
+    except SystemExit as end:  # --help or --version was shown
+        return int(end.code or 0)
+    except PfsdError as error:
+        out.error(error)
+        return console.exit_code(error)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Nothing more may be flushed into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return console.FAILED
+    except KeyboardInterrupt:
+        return console.INTERRUPTED
+    except asyncio.CancelledError:
+        return _ANSWER_TO_SIGTERM
+
+
+def _client_parser() -> argparse.ArgumentParser:
+    from pfsd import __version__, console
+    from pfsd.client import DEFAULT_ADDRESS
+
+    def shared(default: object) -> console.Parser:
+        """Options that may stand before the command or after it."""
+        options = console.Parser(add_help=False, argument_default=default)
+        options.add_argument("--json", action="store_true", default=default, help="print JSON Lines")
+        options.add_argument("--quiet", action="store_true", default=default, help="show no bars and confirmations")
+        return options
+
+    parser = console.Parser(
+        prog="client.py",
+        description="The client of pfsd, a parallel file storage daemon.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared(False)],
+    )
+    server = os.environ.get("PFSD_SERVER") or None
+    parser.add_argument(
+        "--server", metavar="ADDRESS", default=server, help=f"HOST:PORT or unix:PATH ({DEFAULT_ADDRESS})"
+    )
+    parser.add_argument("--token-file", metavar="FILE", type=Path, help="its first line is the daemon's token")
+    parser.add_argument("--spawn", action="store_true", help="start a daemon if none answers")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="its configuration")
+    parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
+    console.add_commands(parser, [shared(argparse.SUPPRESS)])
+    return parser
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return os.environ.get("PFSD_TOKEN") or None
+    try:
+        with open(path) as file:
+            return file.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UsageError(f"the token cannot be read from {path}: {words}") from None
+
+
+def _run(program: Coroutine[Any, Any, int]) -> int:
+    factory = None
+    try:
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    except ImportError:
+        pass
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(program)
+
+
+async def _client(arguments: argparse.Namespace, token: str | None) -> int:
+    from pfsd import console, shell
+    from pfsd.client import DEFAULT_ADDRESS, CannotConnect, Client
+
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    address: str = arguments.server or DEFAULT_ADDRESS
+    try:
+        client = await Client.connect(address, token)
+    except CannotConnect:
+        if not arguments.spawn:
+            raise
+        from pfsd import spawn
+
+        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet)
+        client = await Client.connect(address, token)
+    async with client:
+        if hasattr(arguments, "run"):
+            return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
+    return await shell.run(partial(Client.connect, address, token), as_json=arguments.json, quiet=arguments.quiet)
+
+
+async def _command(client: Client, arguments: argparse.Namespace, out: console.Output) -> int:
+    from pfsd import console, progress
+
+    display = None if arguments.quiet or arguments.command not in ("put", "get", "verify") else progress.bars()
+    if display is None:
+        return await console.run(client, arguments, out, progress.unwatched)
+    with display:
+        # On the terminal that shows the bars, lines have to go above them.
+        if sys.stdout.isatty():
+            out.print_with(display.print, display.print)
+        else:
+            out.print_with(None, display.print)
+        return await console.run(client, arguments, out, display)

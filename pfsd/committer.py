@@ -196,7 +196,7 @@ class Committer:
                     if isinstance(record, Drop):
                         self._lost.pop(record.file, None)
             except Exception as error:
-                # A bug of the caller. The next start would refuse what the journal now holds, so replace it.
+                # A bug of the caller. The next start would refuse what the journal now holds: replace it.
                 log.exception("a record was written that does not fit the registry")
                 self._must_compact = True
                 _settle(group, Internal(f"the registry refuses what was committed: {error}"))
@@ -230,8 +230,7 @@ class Committer:
             log.critical("%s; nothing is committed any more", error)
             self._failure = error
             self._on_failure(error)
-        waiting, self._waiting = self._waiting, []
-        for group in batch + waiting:
+        for group in batch:
             _settle(group, _io_error(error))
 
     # --- compacting ---

@@ -314,6 +314,7 @@ class Config:
     token_file: Path | None = _key(None, _optional_path)
     allow_exit: Literal["local", "anyone", "nobody"] = _key("local", _choice("local", "anyone", "nobody"))
     durability: Literal["always", "none"] = _key("always", _choice("always", "none"))
+    md5: Literal["auto", "hashlib"] = _key("auto", _choice("auto", "hashlib"))
     loop: Literal["uvloop", "asyncio"] = _key("uvloop", _choice("uvloop", "asyncio"))
     max_clients: int = _key(1000, _integer(1, 100_000))
     #: 0 is never.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 from pfsd.errors import Cancelled, UsageError
@@ -124,10 +124,11 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- reading ---
 
-    async def lines(self) -> AsyncIterator[Line | LongLine]:
-        """The lines that arrive, until the end of input. ConnectionLost when the client is gone or idle.
+    async def lines(self, awaited: Callable[[], bool]) -> AsyncIterator[Line | LongLine]:
+        """The lines that arrive, until the end of input or a flood.
 
-        Raises UsageError for a line that the end of input cut off or that took too long, Flood is the end.
+        ConnectionLost when the client is idle, unless it is `awaited()` that something is answered to it.
+        UsageError for a line that the end of input cut off or that took too long.
         """
         loop = asyncio.get_running_loop()
         started: float | None = None  # when the line being received began
@@ -145,7 +146,11 @@ class Connection(asyncio.BufferedProtocol):
                 return
             if not self._lines.unterminated:
                 started = None
-                await self._wait(self._idle_seconds)
+                try:
+                    await self._wait(self._idle_seconds)
+                except ConnectionLost:
+                    if not awaited():
+                        raise
                 continue
             started = started or loop.time()
             left = None if self._line_seconds is None else started + self._line_seconds - loop.time()

@@ -128,6 +128,7 @@ class Daemon:
             store_url=self._store_url,
             epoch=self._epoch,
             durable=self._durable,
+            lanes=self._config.md5 == "auto",
         )
         self._workers = Workers(self._config.processes, setup)
         await self._workers.start()

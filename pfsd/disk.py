@@ -67,7 +67,7 @@ def unlink(path: AnyPath) -> None:
 def lock_exclusive(path: AnyPath) -> int:
     """Take the lock for this process and write its pid there; it is held until the returned fd is closed.
 
-    The kernel frees it with the process, however that ends. StoreUnavailable, with the holder's pid, if taken.
+    The kernel frees it with the process, however that ends. Raises StoreUnavailable, with its pid.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -107,5 +107,5 @@ def preallocate(path: AnyPath, nbytes: int) -> None:
 
 
 def make_dir(path: AnyPath) -> None:
-    """Create a directory for this user only, unless it is there; its parents as well."""
-    Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create a directory for this user only, unless it is there."""
+    Path(path).mkdir(mode=0o700, exist_ok=True)

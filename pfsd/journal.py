@@ -1,9 +1,9 @@
 """The journal: an append-only file of JSON lines, each checksummed and chained to the one before.
 
     {"seq":0,"type":"header","format":1,"min_reader":1,"store":"<32 hex>",
-     "generation":3,"checksum":"crc32","crc":"9ae0daaf"}        (all on one line)
-    {"seq":1,"type":"put","file":7,...,"crc":"16a2d4c9"}
-    {"seq":2,...,"crc":"..."}
+     "generation":3,"checksum":"crc32","crc":"xxxxxxxx"}        (all on one line)
+    {"seq":1,"type":"put","file":7,...,"crc":"xxxxxxxx"}
+    {"seq":2,...,"crc":"xxxxxxxx"}
 
 * One line is one JSON object and ends in LF; it has at most 1 MiB. `seq` is its first key and counts
   up by one.
@@ -63,7 +63,7 @@ _OPEN_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONB
 
 Path = str | os.PathLike[str]
 
-_WHAT_NOW = "Restore the journal from a copy, or rebuild the registries from the packs."
+_WHAT_NOW = "Restore the journal from a copy; docs/format.md says how to read it and what the packs tell without it."
 
 
 class _Header(msgspec.Struct, tag_field="type", tag="header"):
@@ -143,7 +143,7 @@ class Journal:
                 disk.fdatasync(log_file.fd)
             disk.rename(_new_path(path), path)
             if sync:
-                disk.fsync_dir(os.path.dirname(path))
+                disk.fsync_dir(os.path.dirname(path) or ".")
         except BaseException:
             os.close(log_file.fd)
             raise
@@ -264,7 +264,7 @@ class Journal:
         if not self._sync:
             return
         try:
-            disk.fsync_dir(os.path.dirname(self.path))
+            disk.fsync_dir(os.path.dirname(self.path) or ".")
         except OSError as error:
             # After a crash the old file may be back: what is appended to the new one would be lost.
             self._fail("renaming", error)
@@ -443,7 +443,7 @@ class _Reader:
         finally:
             os.close(fd)
         if sync:
-            disk.fsync_dir(os.path.dirname(self.path))
+            disk.fsync_dir(os.path.dirname(self.path) or ".")
         os.ftruncate(self.log.fd, self.log.size)
         log.warning(
             "%s: the last write was interrupted; %d bytes after %d records were cut off and kept in %s",
@@ -539,8 +539,6 @@ def _follows(before: bytes, line: bytes) -> bool:
 
 
 def _number(line: bytes) -> int:
-    if len(line) >= MAX_LINE:
-        return -1
     try:
         return msgspec.json.decode(line, type=_Numbered).seq
     except (ValueError, RecursionError):

@@ -66,10 +66,10 @@ class Roots:
             raise from_os_error(error, f"opening {shown(path)}") from error
 
     def open_parent(self, path: bytes) -> tuple[int, bytes]:
-        """Open the directory (O_PATH; the caller closes the fd) of a file to be written, and name the file in it.
+        """Open the directory of a file to be written (O_PATH; the caller closes the fd); also the file's name.
 
-        The file itself may be missing or a regular file. Denied outside the roots and when it is anything else,
-        NotFound without the directory, UsageError, IoError.
+        The file itself may be missing or a regular file. Denied outside the roots and when it is anything
+        else, NotFound without the directory, UsageError, IoError.
         """
         parent, name = os.path.split(path)
         if name in (b"", b".", b".."):
@@ -90,7 +90,12 @@ class Roots:
     def _resolve(self, path: bytes, part: bytes | None = None) -> tuple[bytes, list[bytes]]:
         """The root that `part` of `path` (all of it, unless given) lies in, and how to get there from it."""
         _check(path)
-        real = os.path.realpath(os.path.join(self._base, path if part is None else part))
+        try:
+            real = os.path.realpath(os.path.join(self._base, path if part is None else part))
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # what was a symlink is none any more when it is read
+                raise Denied(f"{shown(path)} was changed while it was opened") from error
+            raise from_os_error(error, f"opening {shown(path)}") from error
         root = next((root for root in self._roots if _is_within(real, root)), None)
         if root is None:
             raise Denied(f"{shown(path)} lies outside the directories that clients may use (roots)")
@@ -175,8 +180,8 @@ class TargetFile:
     def create(cls, roots: Roots, path: bytes, replace: bool, size: int = 0) -> TargetFile:
         """Begin to write the file `path`, which will have `size` bytes.
 
-        Without `replace`, Exists when there is a file already. NoSpace when `size` bytes cannot fit. Errors of
-        `Roots.open_parent` as well.
+        Without `replace`, Exists when there is a file already. NoSpace when `size` bytes cannot fit. Errors
+        of `Roots.open_parent` as well.
         """
         directory, name = roots.open_parent(path)
         try:

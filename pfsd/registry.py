@@ -48,9 +48,9 @@ _ROW = Struct("<QIIB16s")
 INLINE_PARTS = 256
 
 #: What records cost in the journal, in bytes: close enough to tell when compaction pays.
-FILE_BYTES = 170
+FILE_BYTES = 145
 RUN_BYTES = 60
-PART_BYTES = 72
+PART_BYTES = 66
 
 
 class RegistryError(ValueError):
@@ -66,6 +66,8 @@ class Status(Enum):
     DAMAGED = "damaged"
 
 
+#: What every record touches, without the detour that an Enum makes of each access.
+_STORING, _READY = Status.STORING, Status.READY
 _READABLE = (Status.READY, Status.DAMAGED)
 
 
@@ -99,7 +101,7 @@ class File:
         self.name = name
         self.part_size = part_size
         self.created = created
-        self.status = Status.STORING
+        self.status = _STORING
         self.size = 0
         self.stored = 0
         self.parts = 0
@@ -230,10 +232,12 @@ class Registry:
         replaced = self._holder(record.name, record.replaces, record.file)
         added = [self._pack(run, record.part_size) for run in record.runs]
         runs = [run.data for run in added]
+        size = file.size if file is not None else 0
+        for run in added:
+            size += run.size
         if file is not None:
             runs = sorted([*file._packed_runs(), *runs], key=_first_seq)
         _check_complete(runs, record)
-        size = sum(run.size for run in added) + (file.size if file else 0)
         if size != record.size:
             raise RegistryError(f"ready: the parts of file {record.file} have {size} bytes, not {record.size}")
 
@@ -248,7 +252,7 @@ class Registry:
         self._add(file, added)
         file._runs = runs[0] if len(runs) == 1 else runs or b""
         file.created = record.created
-        file.status = Status.READY
+        file.status = _READY
         self._readable[file.name] = file
         self._count(file, 1)
 
@@ -335,8 +339,9 @@ class Registry:
     def runs(self, file_id: int, first: int = 0, last: int | None = None) -> Iterator[list[Part]]:
         """The same parts by runs: each list is in one pack, in order of offset."""
         file = self._files[file_id]
-        packed = tuple(file._packed_runs())  # what is being stored may grow meanwhile
+        packed = file._packed_runs()
         at = max(0, bisect_right(packed, first, key=_first_seq) - 1)
+        # The slice is a copy: what is being stored may grow meanwhile.
         return self._unpack_runs(file.id, file.part_size, packed[at:], first, 2**63 if last is None else last)
 
     def bad_parts(self, file_id: int) -> tuple[int, ...]:
@@ -437,15 +442,22 @@ class Registry:
 
     def _enter(self, file: File) -> None:
         self._files[file.id] = file
-        at = bisect_left(self._ids, file.id)
-        if at == len(self._ids) or self._ids[at] != file.id:
-            self._ids.insert(at, file.id)
-        self.next_file = max(self.next_file, file.id + 1)
+        if not self._ids or self._ids[-1] < file.id:
+            self._ids.append(file.id)
+        else:
+            self._insert_id(file.id)
+        if file.id >= self.next_file:
+            self.next_file = file.id + 1
         self.live_bytes += FILE_BYTES + len(file.name)
+
+    def _insert_id(self, file_id: int) -> None:
+        at = bisect_left(self._ids, file_id)
+        if self._ids[at] != file_id:
+            self._ids.insert(at, file_id)
 
     def _leave(self, file: File) -> None:
         del self._files[file.id]
-        self.live_bytes -= FILE_BYTES + len(file.name) + _run_bytes(len(file._packed_runs()), file.parts)
+        self.live_bytes -= _live_bytes(file)
         if len(self._ids) > 2 * len(self._files) + 1024:
             self._ids = sorted(self._files)
 
@@ -457,9 +469,11 @@ class Registry:
             file.stored += run.stored
             pack, part, _, _ = _RUN.unpack_from(run.data)
             self._pack_users[pack] = self._pack_users.get(pack, 0) + 1
-            self.next_pack = max(self.next_pack, pack + 1)
-            self.next_part = max(self.next_part, part + run.parts)
-            self.live_bytes += _run_bytes(1, run.parts)
+            if pack >= self.next_pack:
+                self.next_pack = pack + 1
+            if part + run.parts > self.next_part:
+                self.next_part = part + run.parts
+            self.live_bytes += RUN_BYTES + PART_BYTES * run.parts
 
     def _retire(self, file: File) -> None:
         """From readable to deleting."""
@@ -513,15 +527,16 @@ class Registry:
                 yield wanted
 
     def _records_of(self, file: File) -> Iterator[Record]:
-        """The records that bring a file into its state."""
-        runs = [self._unpack_run(packed) for packed in file._packed_runs()]
+        """The records that bring a file into its state; it must not change meanwhile."""
+        runs = map(self._unpack_run, file._packed_runs())
         announced = file.status is Status.STORING or file.parts > INLINE_PARTS
         if announced:
             yield Put(file.id, file.name, file.part_size, file.created)
-            yield from (Parts(file.id, run) for run in runs)
+            for run in runs:
+                yield Parts(file.id, run)
         if file.status is Status.STORING:
             return
-        yield Ready(file.id, file.name, file.size, file.part_size, file.created, [] if announced else runs)
+        yield Ready(file.id, file.name, file.size, file.part_size, file.created, list(runs))
         if file._bad:
             yield Damage(file.id, list(file._bad))
         if file.status is Status.DELETING:
@@ -582,7 +597,8 @@ class Snapshot:
         special = {*deleting, *storing}
         readable = (file_id for file_id in files if file_id not in special)
         for file_id in chain(deleting, readable, storing):
-            file = self._kept.get(file_id) or self._registry._files[file_id]
+            # A copy: the file may change between two of its records.
+            file = self._kept.get(file_id) or self._registry._files[file_id]._copy()
             yield from self._registry._records_of(file)
         self._detach()
 
@@ -592,8 +608,7 @@ def _first_seq(packed: bytes) -> int:
 
 
 def _end_seq(packed: bytes) -> int:
-    """The seq after the run's last part; a run without parts takes its place as if it had one."""
-    return _first_seq(packed) + max(1, _part_count(packed))
+    return _first_seq(packed) + _part_count(packed)
 
 
 def _part_count(packed: bytes) -> int:
@@ -608,23 +623,27 @@ def _rows(packed: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
     return _ROW.iter_unpack(memoryview(packed)[_RUN.size :])
 
 
-def _run_bytes(runs: int, parts: int) -> int:
-    return RUN_BYTES * runs + PART_BYTES * parts
+def _live_bytes(file: File) -> int:
+    return FILE_BYTES + len(file.name) + RUN_BYTES * len(file._packed_runs()) + PART_BYTES * file.parts
 
 
 def _check_complete(runs: Sequence[bytes], record: Ready) -> None:
     """RegistryError unless the runs, in order of seq, make a file without gap, short only at its end."""
     expected = 0
-    for index, packed in enumerate(runs):
+    short = ended = False
+    for packed in runs:
         count = _part_count(packed)
         if _first_seq(packed) != expected:
             raise RegistryError(
                 f"ready: file {record.file} has a run from part {_first_seq(packed)} instead of {expected}"
             )
+        if ended or (short and count):
+            raise RegistryError(f"ready: file {record.file} goes on after its end, with part {expected}")
+        if count:
+            short = _last_size(packed) != record.part_size
+        else:
+            ended = True
         expected += count
-        is_last = index == len(runs) - 1
-        if not is_last and (not count or _last_size(packed) != record.part_size):
-            raise RegistryError(f"ready: file {record.file} is short in the middle, before part {expected}")
 
 
 def _last_size(packed: bytes) -> int:

@@ -132,7 +132,6 @@ class Feed:
             self.complete.set_exception(error)
             self.complete.exception()  # seen, should the task be gone
 
-    @property
     def over(self) -> bool:
         """Whether nobody wants content any more."""
         return self.complete.done() or (self.upload.done() and self.upload.result() is None)
@@ -184,8 +183,10 @@ class Session:
 
     async def _read(self) -> None:
         try:
-            async for event in self._connection.lines():
+            async for event in self._connection.lines(awaited=lambda: bool(self._tasks)):
                 if isinstance(event, protocol.LongLine):
+                    if await self._turn_away_http(event.head, cut=True):
+                        return
                     error = TooLong(f"a line has at most {protocol.MAX_LINE} bytes; all of it was ignored")
                     self._refuse(error, protocol.tag_of(event.head), protocol.LF)
                     continue
@@ -202,13 +203,12 @@ class Session:
             await self._room.wait()
 
     async def _handle(self, line: bytes, ending: bytes) -> None:
-        first, self._seen_line = not self._seen_line and bool(line), self._seen_line or bool(line)
-        if first and protocol.looks_like_http(line):
-            log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._connection.peer)
-            await self._connection.write(protocol.HTTP_REFUSAL)
+        if not line.strip():
+            return
+        if await self._turn_away_http(line):
             self._over = True
             return
-        if not line.strip() or line.startswith(b"#"):
+        if line.startswith(b"#"):
             return
         try:
             request = protocol.parse_request(line, ending)
@@ -222,6 +222,15 @@ class Session:
             await self._discard(protocol.announced_size(line), tag)
             return
         await self._start(request)
+
+    async def _turn_away_http(self, line: bytes, cut: bool = False) -> bool:
+        """Whether this is the first line and HTTP, which is then refused: no later line may run."""
+        first, self._seen_line = not self._seen_line, True
+        if not first or not protocol.looks_like_http(line, cut=cut):
+            return False
+        log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._connection.peer)
+        await self._connection.write(protocol.HTTP_REFUSAL)
+        return True
 
     def _admit(self, request: Request) -> None:
         """Raise what forbids this request here and now."""
@@ -243,7 +252,7 @@ class Session:
         if "name" not in request.options:
             raise UsageError("content needs a name: put - name=NAME size=N|chunked|eof")
         protocol.check_name(request.options["name"])
-        open_feeds = [tag for tag, feed in self._feeds.items() if not feed.over]
+        open_feeds = [tag for tag, feed in self._feeds.items() if not feed.over()]
         if request.tag is None and None in open_feeds:
             raise UsageError("the untagged upload before this one is not ended; end it with DATA 0, or use tags")
         if len(open_feeds) >= MAX_OPEN_UPLOADS:
@@ -360,7 +369,7 @@ class Session:
         """
         received = 0
         while count is None or received < count:
-            if upload is None or feed.over:
+            if upload is None or feed.over():
                 if count is None:
                     await self._connection.discard_all()
                     return True
@@ -377,7 +386,7 @@ class Session:
             finally:
                 feed.filling = False
             received += got
-            if feed.over:
+            if feed.over():
                 continue
             upload.advance(got)
             if got < len(view):
@@ -399,7 +408,7 @@ class Session:
         if size > protocol.MAX_FRAME:
             error = TooLong(f"a frame has at most {protocol.MAX_FRAME} bytes; the connection is closed")
             self._over = True
-            if feed is None or feed.over:
+            if feed is None or feed.over():
                 raise error
             feed.fail(error)
             return
@@ -548,10 +557,11 @@ class Session:
         await answer.ok("list", files=count, size=size, stored=stored)
 
     async def _stat(self, request: Request, answer: Answer, feed: Feed | None) -> None:
+        with_parts = request.flag("parts")
         file = self._engine.lookup(_file_ref(request.words[0]))
         with self._engine.pinned(file):
             await answer.row("FILE", **_file_fields(file))
-            if request.flag("parts"):
+            if with_parts:
                 await self._stat_parts(file, answer)
             await answer.ok("stat", id=file.id, etag=self._engine.registry.etag(file.id))
 

@@ -7,6 +7,7 @@ returns a `Failure` instead of raising, so that no exception has to survive a pr
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import mmap
 import os
@@ -25,6 +26,10 @@ Argument = TypeVar("Argument")
 Outcome = TypeVar("Outcome")
 
 
+#: A task is given to this many processes before its request fails.
+ATTEMPTS = 3
+
+
 # --- what travels -------------------------------------------------------------------------------
 
 
@@ -36,6 +41,7 @@ class Setup(NamedTuple):
     store_url: str
     epoch: str
     durable: bool
+    lanes: bool  # hash in SIMD lanes, if numba is there
 
 
 class PartIn(NamedTuple):
@@ -59,6 +65,15 @@ class StoreBatch(NamedTuple):
     level: int
     source: str | None = None  # read the parts from this file first, one after the other
     source_offset: int = 0
+
+
+def staging_tokens(batch: StoreBatch) -> set[str]:
+    """The tokens that attempts at a batch stage their pack under."""
+    return {_token(batch, attempt) for attempt in range(ATTEMPTS)}
+
+
+def _token(batch: StoreBatch, attempt: int) -> str:
+    return f"{batch.token}.{attempt}"
 
 
 class PartRow(NamedTuple):
@@ -130,6 +145,12 @@ class Task(Protocol[Result]):
     def __call__(self, task: Any, attempt: int) -> Result | Failure: ...
 
 
+#: From malloc.h. The bytes are glibc's own upper limit for the first; a process never has that much to free.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEEP_BYTES = 32 << 20
+
+
 # --- the process --------------------------------------------------------------------------------
 
 
@@ -145,11 +166,22 @@ def set_up(setup: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
+    _keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     slab = os.open(setup.slab, os.O_RDWR | os.O_CLOEXEC)
     _Process.slab = memoryview(mmap.mmap(slab, setup.slab_size))
     os.close(slab)
+    if setup.lanes:
+        hashing.use_lanes()
     _Process.store = stores.open_store(setup.store_url, sync=setup.durable, epoch=setup.epoch)
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep the memory of one part for the next: page by page, taking it anew costs a third of a fetch."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc; others have no such habit
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
 
 
 def _end_with_parent() -> None:
@@ -194,9 +226,10 @@ def store_batch(task: StoreBatch, attempt: int) -> StoredBatch:
     views = [_Process.slab[part.at : part.at + part.size] for part in task.parts]
     if task.source is not None:
         _read_source(task.source, task.source_offset, views)
-    md5s = hashing.md5_many(views)
+    md5s = hashing.md5_many(_Process.slab, [(part.at, part.size) for part in task.parts])
     rows: list[PartRow] = []
-    token = f"{task.token}.{attempt}"
+    token = _token(task, attempt)
+    _Process.store.discard(_token(task, earlier) for earlier in range(attempt))  # what dead processes left
     size = _Process.store.stage(token, _pieces(task, views, md5s, rows))
     return StoredBatch(token, size, tuple(rows))
 
@@ -258,7 +291,8 @@ def load_batch(task: LoadBatch, attempt: int) -> tuple[BadPart, ...]:
                     bad[at] = BadPart(part.seq, "io", os.strerror(error.errno or 0))
     except (Corrupt, Missing) as error:
         bad = {at: BadPart(part.seq, error.code, error.message) for at, part in enumerate(task.parts)}
-    for at, md5 in enumerate(hashing.md5_many(views)):
+    md5s = hashing.md5_many(_Process.slab, [(part.at, part.row.size) for part in task.parts])
+    for at, md5 in enumerate(md5s):
         if at not in bad and md5 != task.parts[at].row.md5:
             bad[at] = BadPart(task.parts[at].seq, "corrupt", "the MD5 of its content is wrong")
     for at in bad:

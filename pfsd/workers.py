@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: A task is given to this many processes before its request fails.
-ATTEMPTS = 3
 #: A process that has not finished one task by then is stuck. A run is at most 16 parts.
 TASK_SECONDS = 120.0
 
@@ -78,7 +76,8 @@ class Workers:
 
     def __init__(self, count: int, setup: work.Setup, task_seconds: float = TASK_SECONDS) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pfsd.work"])
+        # Imported (and compiled) once, before the processes are forked: they share that memory.
+        context.set_forkserver_preload(["pfsd.work", "pfsd.lanes"] if setup.lanes else ["pfsd.work"])
 
         def make_executor() -> ProcessPoolExecutor:
             return ProcessPoolExecutor(1, mp_context=context, initializer=work.set_up, initargs=(setup,))
@@ -116,7 +115,7 @@ class Workers:
         A cancelled caller is let go only when the process is done with the task, so that memory the task
         works on can be freed safely by the caller. IoError when no attempt came to an end.
         """
-        for attempt in range(ATTEMPTS):
+        for attempt in range(work.ATTEMPTS):
             slot = await self._slot(flow, cost)
             job = asyncio.create_task(self._run_on(slot, function, task, attempt))
             self._tasks.add(job)
@@ -128,7 +127,7 @@ class Workers:
             if isinstance(outcome, work.Failure):
                 raise outcome.error()
             return outcome
-        raise IoError(f"the I/O process died or hung {ATTEMPTS} times over this task; the log says more")
+        raise IoError(f"the I/O process died or hung {work.ATTEMPTS} times over this task; the log says more")
 
     async def stop(self) -> None:
         """Wait for running tasks, then end all processes."""

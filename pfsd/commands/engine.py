@@ -14,8 +14,9 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from pfsd import records, stores, work
 from pfsd.budget import Extent, MemoryBudget
@@ -69,7 +70,7 @@ class Engine:
     roots: Roots
     settings: Settings
     _claimed: set[bytes] = field(default_factory=set)
-    _locks: dict[int, asyncio.Lock] = field(default_factory=dict)
+    _locks: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _pins: Counter[int] = field(default_factory=Counter)
     _unpinned: dict[int, asyncio.Event] = field(default_factory=dict)
     _background: set[asyncio.Task[int]] = field(default_factory=set)
@@ -117,18 +118,10 @@ class Engine:
     @asynccontextmanager
     async def locked(self, files: Sequence[File]) -> AsyncIterator[None]:
         """Hold files between the check of their state and the commit that changes it."""
-        held: list[tuple[int, asyncio.Lock]] = []
-        try:
-            for file_id in sorted({file.id for file in files}):
-                lock = self._locks.setdefault(file_id, asyncio.Lock())
-                await lock.acquire()
-                held.append((file_id, lock))
+        async with AsyncExitStack() as held:
+            for file_id in sorted({file.id for file in files}):  # one order for all, so that nobody waits in a ring
+                await held.enter_async_context(self._locks.setdefault(file_id, asyncio.Lock()))
             yield
-        finally:
-            for file_id, lock in held:
-                lock.release()
-                if not lock.locked() and not lock._waiters:  # type: ignore[attr-defined]
-                    self._locks.pop(file_id, None)
 
     @contextmanager
     def pinned(self, file: File) -> Iterator[None]:
@@ -158,7 +151,7 @@ class Engine:
             for first in range(0, len(packs), UNLINK_BATCH):
                 batch = tuple(packs[first : first + UNLINK_BATCH])
                 freed += await self.workers.run(work.delete_packs, batch, flow, UNLINK_COST * len(batch))
-            self.committer.lazily([records.Removed(file=file.id)])
+            await self.committer.commit([records.Removed(file=file.id)])
         except RequestError as error:
             log.warning("the packs of deleted file %d stay until the next start: %s", file.id, error)
         return freed
@@ -210,10 +203,10 @@ class Engine:
         cost = sum(part.size for part in parts)
         bad = await self.workers.run(work.load_batch, batch, flow, cost)
         if bad:
-            self.note_damage(parts[0].file, {part.seq for part in bad})
+            await self.note_damage(parts[0].file, {part.seq for part in bad})
         return bad
 
-    def note_damage(self, file_id: int, seqs: set[int]) -> None:
+    async def note_damage(self, file_id: int, seqs: set[int]) -> None:
         """Enter parts that turned out bad into the registry, unless they are known."""
         file = self.registry.file(file_id)
         if file is None or file.status not in (Status.READY, Status.DAMAGED):
@@ -221,7 +214,8 @@ class Engine:
         known = set(self.registry.bad_parts(file_id))
         if not seqs <= known:
             log.warning("file %d has damaged parts: %s", file_id, sorted(seqs - known))
-            self.committer.lazily([records.Damage(file=file_id, parts=sorted(known | seqs))])
+            with suppress(RequestError):  # whoever reads them next finds them again
+                await self.committer.commit([records.Damage(file=file_id, parts=sorted(known | seqs))])
 
 
 @dataclass(frozen=True)

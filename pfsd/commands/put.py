@@ -11,16 +11,16 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pfsd import packs, records, work
+from pfsd import hashing, packs, records, work
 from pfsd.aio import Window, finish
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
-from pfsd.errors import Busy, Cancelled, Changed
+from pfsd.errors import Busy, Cancelled, Changed, RequestError
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
 
@@ -55,8 +55,10 @@ class Storing:
         self._held = ExitStack()
         self._size = size
         self._staged: list[tuple[str, int]] = []
-        self._published = False
-        self._runs: dict[int, records.Run] = {}
+        self._tokens: set[str] = set()  # under which something may be staged, though no task has said so
+        self._runs: dict[int, records.Run] = {}  # by seq, not journalled yet
+        self._md5s: dict[int, list[bytes]] = {}
+        self._stored = 0
         self._journalled: list[asyncio.Task[None]] = []
         self._announced = False
         self._committed = False
@@ -108,8 +110,12 @@ class Storing:
             source_offset=seq * self.part_size,
         )
         cost = sum(extent.size for extent in extents)
+        self._tokens |= work.staging_tokens(batch)
         stored = await self._engine.workers.run(work.store_batch, batch, self._flow, cost)
+        self._tokens -= work.staging_tokens(batch)
         self._staged.append((stored.token, pack))
+        self._md5s[seq] = [row.md5 for row in stored.parts]
+        self._stored += sum(row.stored for row in stored.parts)
         self._runs[seq] = records.Run(
             pack=pack,
             seq=seq,
@@ -123,10 +129,8 @@ class Storing:
     async def commit(self, size: int) -> Stored:
         """Make the file exist, durably. From here on nothing is taken back."""
         await finish(self._commit(size))
-        registry = self._engine.registry
-        file = registry.file(self.file_id)
-        assert file is not None
-        return Stored(file.id, self._name, file.size, file.stored, file.parts, registry.etag(self.file_id))
+        md5s = [md5 for seq in sorted(self._md5s) for md5 in self._md5s[seq]]
+        return Stored(self.file_id, self._name, size, self._stored, len(md5s), hashing.etag(md5s))
 
     async def _commit(self, size: int) -> None:
         engine = self._engine
@@ -155,7 +159,6 @@ class Storing:
 
     def _publish(self) -> None:
         self._engine.store.publish(self._staged)
-        self._published = True
         self._engine.store.sync_published([pack for _, pack in self._staged])
 
     def _journal_runs(self) -> None:
@@ -176,10 +179,11 @@ class Storing:
             await asyncio.to_thread(self._discard)
         except OSError as error:
             log.warning("the packs of a given up put stay until the next start: %s", error)
-        self._engine.committer.lazily([records.Drop(file=self.file_id)])
+        with suppress(RequestError):  # the next start drops it
+            await self._engine.committer.commit([records.Drop(file=self.file_id)])
 
     def _discard(self) -> None:
-        self._engine.store.discard([token for token, _ in self._staged])
+        self._engine.store.discard([*self._tokens, *(token for token, _ in self._staged)])
         self._engine.store.delete([pack for _, pack in self._staged])
 
 

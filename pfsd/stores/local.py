@@ -56,8 +56,8 @@ class LocalStore:
         #: Directories of packs whose own entry is known to be durable. Not those that were found: the daemon
         #: that made them may have died before it synced their parent.
         self._durable_dirs: set[Path] = set()
-        disk.make_dir(self._packs)
-        disk.make_dir(self._own_tmp)
+        for directory in (path, self._packs, self._tmp, self._own_tmp):
+            disk.make_dir(directory)
 
     # --- writing ---
 
@@ -80,7 +80,7 @@ class LocalStore:
     def publish(self, staged: Sequence[tuple[str, int]]) -> None:
         for token, pack in staged:
             target = self._pack_path(pack)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
+            disk.make_dir(target.parent)
             if os.path.lexists(target):  # no race: one daemon holds the lock, and it counts packs up
                 raise FileExistsError(errno.EEXIST, "a pack is never replaced", str(target))
             disk.rename(self._own_tmp / _safe(token), target)
@@ -226,7 +226,7 @@ def _remove(path: Path) -> int:
 
 
 def _files_in(directory: Path) -> builtins.list[os.DirEntry[str]]:
-    if directory.is_symlink() or not directory.is_dir():
+    if not directory.is_dir():
         return []
     with os.scandir(directory) as entries:
         files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]

@@ -1,0 +1,769 @@
+"""The client library: a connection to a daemon, with a method for each command.
+
+    async with await Client.connect("127.0.0.1:7373") as client:
+        stored = await client.put(Path("disk.img"), "disk.img")
+        async for file in client.list("*.img"):
+            print(file.id, file.name, file.size)
+
+Any number of requests may run at once on one connection. They share its stream of bytes: a download that nobody
+reads stops, once 4 MiB of it wait, everything on its connection, so give slow consumers a connection of their own.
+
+A FILE is an id (int) or a name (str or bytes). Names are bytes; str stands for its UTF-8, with surrogate escapes.
+
+Each command raises the class of `pfsd.errors` that belongs to the daemon's error code, and `ConnectionLost` when
+the connection breaks. What a daemon of a later version says beyond what is known here is ignored. The standard
+library, the protocol and the errors are all this needs; it never touches the store or the configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from pfsd import protocol
+from pfsd.aio import finish
+from pfsd.errors import Corrupt, Partial, PfsdError, UsageError
+from pfsd.exchange import Buffer, CannotConnect, ConnectionLost, Exchange, Multiplexer
+from pfsd.protocol import MAX_FRAME, Reply, Value, Word
+from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, write_all
+
+__all__ = [
+    "BadPart",
+    "CannotConnect",
+    "Client",
+    "ConnectionLost",
+    "Damage",
+    "DamagedCopy",
+    "DeleteReport",
+    "Deleted",
+    "Download",
+    "FileInfo",
+    "FileRef",
+    "FileStat",
+    "Hello",
+    "PartInfo",
+    "Progress",
+    "Renamed",
+    "Retrieved",
+    "Source",
+    "StoredFile",
+    "VerifyReport",
+    "Writable",
+    "parse_address",
+]  # fmt: skip
+
+FileRef = int | str | bytes
+Name = str | bytes
+Words: TypeAlias = Sequence[Word]
+Rows: TypeAlias = list[Reply]  # named, because inside `Client` the word list is a command
+#: Called with the bytes done so far and the total, None while that is unknown.
+Progress = Callable[[int, int | None], None]
+
+DEFAULT_ADDRESS = "127.0.0.1:7373"
+#: A connection to a machine that is up takes milliseconds.
+CONNECT_SECONDS = 10.0
+
+
+# --- what the commands return -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a daemon says of itself."""
+
+    proto: int
+    version: str
+    max_line: int
+    max_frame: int
+    auth: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file just stored; `stored` is its size after compression. Sizes are bytes."""
+
+    id: int
+    size: int
+    stored: int
+    parts: int
+    etag: str
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A file, or a range of it, just read: `size` is the file's, `transferred` what was read of it."""
+
+    id: int
+    size: int
+    transferred: int
+    etag: str
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file in the store. `status` is storing, ready, deleting or damaged; `created` is in seconds since 1970."""
+
+    id: int
+    status: str
+    size: int
+    stored: int
+    parts: int
+    created: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """A part of a file. `offset` is its place in the file; `md5` is over its uncompressed bytes."""
+
+    id: int
+    seq: int
+    offset: int
+    size: int
+    stored: int
+    codec: str
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """All about one file; `parts` is empty unless asked for."""
+
+    file: FileInfo
+    etag: str
+    parts: tuple[PartInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A file just deleted; `freed` bytes of the store."""
+
+    id: int
+    freed: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteReport:
+    """What `delete` did."""
+
+    files: int
+    parts: int
+    freed: int
+    deleted: tuple[Deleted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """The new name of a file."""
+
+    id: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BadPart:
+    """A part that fails its checks; `id` and `name` are the file's, `code` is the error word."""
+
+    id: int
+    seq: int
+    offset: int
+    code: str
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found; sound when no part is bad."""
+
+    files: int
+    parts: int
+    bytes: int
+    bad: tuple[BadPart, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every part passed its checks."""
+        return not self.bad
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A range of a copy that was filled with zeros."""
+
+    offset: int
+    length: int
+    seq: int
+
+
+class DamagedCopy(Partial):
+    """A copy was made as far as possible; `damage` says what is lost."""
+
+    damage: tuple[Damage, ...] = ()
+
+
+# --- the connection -----------------------------------------------------------------------------
+
+
+class Client:
+    """A connection to a daemon; an async context manager that closes it."""
+
+    def __init__(self, line: Multiplexer) -> None:
+        self._line = line
+
+    @classmethod
+    async def connect(cls, address: str = DEFAULT_ADDRESS, token: str | None = None) -> Client:
+        """Connect to HOST:PORT, [IPV6]:PORT or unix:PATH, and show the token if there is one.
+
+        Raises UsageError for an address of another form, CannotConnect when nobody answers, AuthError.
+        """
+        client = cls(await _open(address))
+        try:
+            if token is not None:
+                await client._ask("auth", [Word(token.encode(), quoted=True)])
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    async def close(self) -> None:
+        """Close the connection; what still runs on it fails with ConnectionLost, uploads store nothing."""
+        await self._line.close()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- the daemon ---
+
+    async def ping(self) -> None:
+        """Return when the daemon has answered."""
+        await self._ask("ping")
+
+    async def hello(self) -> Hello:
+        """Ask for version, limits and state; UsageError when the daemon does not speak this protocol."""
+        fields = _Fields(await self._ask("hello", options={"proto": protocol.VERSION}))
+        return Hello(
+            proto=fields.number("proto"),
+            version=fields.text("version"),
+            max_line=fields.number("max_line"),
+            max_frame=fields.number("max_frame"),
+            auth=fields.text("auth"),
+            state=fields.text("state"),
+        )
+
+    async def stats(self) -> dict[str, int | str]:
+        """The daemon's counters; sizes are bytes, `uptime` is seconds."""
+        _, rows = await self.request("stats")
+        facts: dict[str, int | str] = {}
+        for row in rows:
+            if row.word == "STAT":
+                facts |= {key: _plain(value) for key, value in row.fields.items()}
+        return facts
+
+    async def exit(self) -> None:
+        """Shut the daemon down; returns when its running commands are done. Denied, if not allowed from here."""
+        await self._ask("exit")
+
+    # --- store ---
+
+    async def put(
+        self,
+        source: Source,
+        name: Name,
+        *,
+        replace: bool = False,
+        size: int | None = None,
+        progress: Progress | None = None,
+    ) -> StoredFile:
+        """Store bytes, a path (os.PathLike), an open binary file, or an iterable of bytes, async or not.
+
+        Paths and files are read in a thread; an iterable runs in the event loop. `size` announces the bytes of a
+        source that does not tell them itself. Up to 1 MiB of known size is sent at once; everything else goes in
+        frames, which can be given up on the way: an error of the source, or a cancellation, leaves nothing stored.
+
+        Raises Exists without `replace`, Changed when a source is not what was announced, errors of the source.
+        """
+        size = size_of(source) if size is None else size
+        options: dict[str, Value] = {"name": _name(name)}
+        if replace:
+            options["replace"] = "yes"
+        async with aclosing(_reported(frames(source, size), size, progress)) as content:
+            if size is not None and size <= MAX_FRAME:
+                whole = b"".join([bytes(piece) async for piece in content])
+                exchange = self._line.start("put", (Word(b"-"),), options | {"size": size}, whole)
+                final = await exchange.answer()
+            else:
+                exchange = self._line.start("put", (Word(b"-"),), options | {"size": "chunked"})
+                final = await _upload(exchange, content)
+        return _stored_file(final)
+
+    async def put_path(
+        self,
+        path: Name | os.PathLike[str],
+        name: Name | None = None,
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> StoredFile:
+        """Store a file of the daemon's machine; `name` defaults to the last component of its path."""
+        options: dict[str, Value] = {}
+        if name is not None:
+            options["name"] = _name(name)
+        if replace:
+            options["replace"] = "yes"
+        words = [Word(os.fsencode(path), quoted=True)]
+        return _stored_file(await self._watched("put", words, options, [], progress))
+
+    # --- retrieve ---
+
+    def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
+        """The content of a file, or of a range of it, which is cut short where the file ends.
+
+        With `zero_damage` ranges that cannot be read come as zeros, and the end is a DamagedCopy that names them.
+        """
+        options = _get_options(offset, length, zero_damage)
+        return Download(self._line.start("get", (_file(file), Word(b"-")), options))
+
+    async def get_to(
+        self,
+        file: FileRef,
+        target: os.PathLike[str] | Writable,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        replace: bool = False,
+        zero_damage: bool = False,
+        progress: Progress | None = None,
+    ) -> Retrieved:
+        """Write content to a path, where it appears whole or not at all, or to an open binary file.
+
+        With `zero_damage` ranges that cannot be read become zeros, the target is kept and DamagedCopy says which.
+        With `progress` the daemon is asked first how much will come. Raises Exists without `replace`, Denied for
+        a target that is no regular file, OSError.
+        """
+        total = await self._range(file, offset, length) if progress else None
+        start = partial(self.get, file, offset=offset, length=length, zero_damage=zero_damage)
+        if not isinstance(target, os.PathLike):
+            return await _drain(start(), partial(in_thread, write_all, target), total, progress)
+        async with Target(Path(target), replace) as sink:
+            try:
+                retrieved = await _drain(start(), sink.write, total, progress)
+            except DamagedCopy:
+                await sink.commit()
+                raise
+            await sink.commit()
+            return retrieved
+
+    async def get_path(
+        self,
+        file: FileRef,
+        target: Name | os.PathLike[str],
+        *,
+        offset: int = 0,
+        length: int | None = None,
+        replace: bool = False,
+        zero_damage: bool = False,
+        progress: Progress | None = None,
+    ) -> Retrieved:
+        """Write content to a path of the daemon's machine.
+
+        With `zero_damage` ranges that cannot be read become zeros, the target is kept and DamagedCopy says which.
+        """
+        options = _get_options(offset, length, zero_damage)
+        if replace:
+            options["replace"] = "yes"
+        words = [_file(file), Word(os.fsencode(target), quoted=True)]
+        rows: Rows = []
+        try:
+            return _retrieved(await self._watched("get", words, options, rows, progress))
+        except Partial as error:
+            raise _damaged_copy(error, rows) from None
+
+    async def _range(self, file: FileRef, offset: int, length: int | None) -> int:
+        size = (await self.stat(file)).file.size
+        left = max(0, size - offset)
+        return left if length is None else min(left, length)
+
+    # --- look and change ---
+
+    async def list(self, pattern: Name | None = None) -> AsyncIterator[FileInfo]:
+        """The files whose names match a glob, or all, by id."""
+        words = () if pattern is None else (Word(_bytes(pattern), quoted=True),)
+        exchange = self._line.start("list", words)
+        try:
+            while row := await exchange.next():
+                if isinstance(row, Reply) and row.word == "FILE":
+                    yield _file_info(_Fields(row))
+        finally:
+            exchange.drop()
+
+    async def stat(self, file: FileRef, *, parts: bool = False) -> FileStat:
+        """All about one file, with its parts if asked for. NotFound."""
+        final, rows = await self.request("stat", [_file(file)], {"parts": "yes"} if parts else None)
+        infos = [_file_info(_Fields(row)) for row in rows if row.word == "FILE"]
+        if not infos:
+            raise ConnectionLost("the daemon's answer to stat has no FILE row")
+        found = tuple(_part_info(_Fields(row)) for row in rows if row.word == "PART")
+        return FileStat(infos[0], _Fields(final).text("etag"), found)
+
+    async def delete(self, *files: FileRef) -> DeleteReport:
+        """Delete files for good; none of them if one is NotFound."""
+        final, rows = await self.request("delete", [_file(file) for file in files])
+        fields = _Fields(final)
+        deleted = tuple(_deleted(_Fields(row)) for row in rows if row.word == "DELETED")
+        return DeleteReport(fields.number("files"), fields.number("parts"), fields.number("freed"), deleted)
+
+    async def rename(self, file: FileRef, name: Name, *, replace: bool = False) -> Renamed:
+        """Give a file another name, atomically. Raises Exists without `replace`."""
+        options = {"replace": "yes"} if replace else None
+        fields = _Fields(await self._ask("rename", [_file(file), Word(_name(name), quoted=True)], options))
+        return Renamed(fields.number("id"), fields.name())
+
+    async def verify(self, *files: FileRef, progress: Progress | None = None) -> VerifyReport:
+        """Have every part of these files, or of all, read and checked. Bad parts are reported, not raised."""
+        rows: Rows = []
+        try:
+            facts = (await self._watched("verify", [_file(file) for file in files], {}, rows, progress)).fields
+        except Corrupt as error:
+            facts = {key: str(value).encode() for key, value in error.fields.items()}
+            if not any(row.word == "BAD" for row in rows):
+                raise
+        bad = tuple(_bad_part(_Fields(row)) for row in rows if row.word == "BAD")
+        get = _Fields(Reply("OK", "verify", facts))
+        return VerifyReport(get.number("files"), get.number("parts"), get.number("bytes"), bad)
+
+    # --- requests ---
+
+    async def request(
+        self, verb: str, words: Words = (), options: Mapping[str, Value] | None = None
+    ) -> tuple[Reply, Rows]:
+        """Any request without content: its OK line and the rows before it, as they are."""
+        rows: Rows = []
+        return await self._watched(verb, words, options or {}, rows), rows
+
+    async def _ask(self, verb: str, words: Words = (), options: Mapping[str, Value] | None = None) -> Reply:
+        return await self._line.start(verb, tuple(words), options).answer()
+
+    async def _watched(
+        self,
+        verb: str,
+        words: Words,
+        options: Mapping[str, Value],
+        rows: Rows,
+        progress: Progress | None = None,
+    ) -> Reply:
+        """A request whose `rows` are of use even when it fails; `progress` hears how far it is every second."""
+        if progress is not None:
+            options = {**options, "progress": 1}
+        exchange = self._line.start(verb, tuple(words), options)
+        try:
+            while row := await exchange.next():
+                if isinstance(row, Reply) and row.word != "PROGRESS":
+                    rows.append(row)
+                elif isinstance(row, Reply) and progress is not None:
+                    total = _plain(row.fields.get("total", b"?"))
+                    progress(_Fields(row).number("bytes"), total if isinstance(total, int) else None)
+            return exchange.result()
+        finally:
+            exchange.drop()
+
+
+class Download:
+    """Content on its way: an async iterator of bytearrays. After its end `retrieved` says what it was.
+
+    Leave it early with `aclose`, or by `async with`; the rest is thrown away as it comes, which takes as long as
+    reading it would. Closing the connection is quicker.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._received = 0
+        self._rows: Rows = []
+        self._retrieved: Retrieved | None = None
+
+    def __aiter__(self) -> Download:
+        return self
+
+    async def __anext__(self) -> bytearray:
+        try:
+            while (piece := await self._exchange.next()) is not None:
+                if isinstance(piece, bytearray):
+                    self._received += len(piece)
+                    return piece
+                self._rows.append(piece)
+        except Partial as error:
+            raise _damaged_copy(error, self._rows) from None
+        self._end()
+        raise StopAsyncIteration
+
+    async def pieces(self) -> list[Buffer]:
+        """Wait for content and take all that is there; empty at the end."""
+        pieces: list[Buffer] = []
+        async for piece in self:
+            pieces.append(piece)
+            if not self._exchange.content_ready:
+                break
+        return pieces
+
+    @property
+    def retrieved(self) -> Retrieved:
+        """What was read; ValueError before the end."""
+        if self._retrieved is None:
+            raise ValueError("the content has not been read to its end")
+        return self._retrieved
+
+    @property
+    def size(self) -> int:
+        """The size of the file in bytes; ValueError before the end."""
+        return self.retrieved.size
+
+    @property
+    def etag(self) -> str:
+        """The etag of the file; ValueError before the end."""
+        return self.retrieved.etag
+
+    async def read(self) -> bytes:
+        """All of the content that has not been taken yet."""
+        return b"".join([piece async for piece in self])
+
+    async def aclose(self) -> None:
+        """Take no more."""
+        self._exchange.drop()
+
+    async def __aenter__(self) -> Download:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _end(self) -> None:
+        if self._retrieved is None:
+            self._retrieved = _retrieved(self._exchange.result())
+            if self._retrieved.transferred != self._received:
+                count = f"{self._received} instead of {self._retrieved.transferred}"
+                raise ConnectionLost(f"{count} bytes came, so this daemon and this client misunderstand each other")
+
+
+# --- content ------------------------------------------------------------------------------------
+
+
+async def _upload(exchange: Exchange, content: AsyncIterator[Buffer]) -> Reply:
+    """Send frames until the end, or until the daemon has answered: with an error, since nothing was complete."""
+
+    async def send() -> None:
+        async for piece in content:
+            await exchange.send_frame(piece)
+        exchange.end_content()
+
+    sending = asyncio.create_task(send())
+    try:
+        waited: set[asyncio.Future[Any]] = {sending, exchange.final}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        complete = await _stop(sending)
+        if not complete:
+            exchange.abort_content()  # if the daemon has given up before, this ends what it throws away
+    if sending.cancelled() or (error := sending.exception()) is None:
+        return await exchange.answer()
+    with suppress(PfsdError):
+        await exchange.answer()  # until then the name is taken
+    raise error
+
+
+async def _stop(task: asyncio.Task[None]) -> bool:
+    """Cancel a task if it still runs and wait for its end; whether it had succeeded before."""
+    task.cancel()
+    await finish(asyncio.ensure_future(asyncio.wait({task})))
+    return not task.cancelled() and task.exception() is None
+
+
+async def _reported(
+    pieces: AsyncIterator[Buffer], total: int | None, progress: Progress | None
+) -> AsyncGenerator[Buffer, None]:
+    """The pieces as they are; `progress` hears of each one when the next is wanted."""
+    done = 0
+    if progress is not None:
+        progress(0, total)
+    async for piece in pieces:
+        yield piece
+        done += len(piece)
+        if progress is not None:
+            progress(done, total)
+
+
+async def _drain(
+    download: Download,
+    write: Callable[[list[Buffer]], Awaitable[None]],
+    total: int | None,
+    progress: Progress | None,
+) -> Retrieved:
+    """Write a download to its end."""
+    done = 0
+    if progress is not None:
+        progress(done, total)
+    async with download:
+        while pieces := await download.pieces():
+            await write(pieces)
+            done += sum(len(piece) for piece in pieces)
+            if progress is not None:
+                progress(done, total)
+        return download.retrieved
+
+
+# --- addresses, words and fields ----------------------------------------------------------------
+
+_TCP = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0-9]{1,5})")
+
+
+def parse_address(address: str) -> Path | tuple[str, int]:
+    """The path of a Unix socket, or host and port. UsageError for another form."""
+    if address.startswith("unix:") and len(address) > 5:
+        return Path(address[5:])
+    found = _TCP.fullmatch(address)
+    if not found or not 0 < int(found["port"]) < 65536:
+        raise UsageError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {protocol.show(address.encode())}")
+    return found["six"] or found["host"], int(found["port"])
+
+
+async def _open(address: str) -> Multiplexer:
+    where = parse_address(address)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            if isinstance(where, Path):
+                _, line = await loop.create_unix_connection(Multiplexer, str(where))
+            else:
+                _, line = await loop.create_connection(Multiplexer, *where)
+    except TimeoutError:
+        raise CannotConnect(f"{address} does not answer") from None
+    except OSError as error:
+        words = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise CannotConnect(f"no daemon answers at {address}: {words}") from None
+    return line
+
+
+def _bytes(text: Name) -> bytes:
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+
+
+def _name(name: Name) -> bytes:
+    return protocol.check_name(_bytes(name))
+
+
+def _file(file: FileRef) -> Word:
+    """A FILE argument; names are quoted, so that digits stay a name."""
+    return Word(str(file).encode()) if isinstance(file, int) else Word(_name(file), quoted=True)
+
+
+def _get_options(offset: int, length: int | None, zero_damage: bool) -> dict[str, Value]:
+    options: dict[str, Value] = {"offset": offset} if offset else {}
+    if length is not None:
+        options["length"] = length
+    if zero_damage:
+        options["on_error"] = "zero"
+    return options
+
+
+def _plain(value: bytes) -> int | str:
+    return int(value) if value.isdigit() else value.decode("utf-8", "replace")
+
+
+class _Fields:
+    """The fields of a reply line, typed. ConnectionLost when one that has to be there is not."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def raw(self, key: str) -> bytes:
+        try:
+            return self._reply.fields[key]
+        except KeyError:
+            words = f"{self._reply.word} {self._reply.name}".strip()
+            raise ConnectionLost(f"the daemon's answer {words} lacks {key}=") from None
+
+    def number(self, key: str) -> int:
+        value = self.raw(key)
+        if not value.isdigit():
+            raise ConnectionLost(f"the daemon's answer has {key}={protocol.show(value)}, which is no number")
+        return int(value)
+
+    def text(self, key: str) -> str:
+        return self.raw(key).decode("utf-8", "replace")
+
+    def name(self) -> bytes:
+        return self.raw("name")
+
+
+def _stored_file(reply: Reply) -> StoredFile:
+    get = _Fields(reply)
+    return StoredFile(
+        get.number("id"),
+        get.number("size"),
+        get.number("stored"),
+        get.number("parts"),
+        get.text("etag"),
+        get.name(),
+    )
+
+
+def _retrieved(reply: Reply) -> Retrieved:
+    get = _Fields(reply)
+    return Retrieved(get.number("id"), get.number("size"), get.number("bytes"), get.text("etag"), get.name())
+
+
+def _file_info(get: _Fields) -> FileInfo:
+    return FileInfo(
+        id=get.number("id"),
+        status=get.text("status"),
+        size=get.number("size"),
+        stored=get.number("stored"),
+        parts=get.number("parts"),
+        created=get.number("created"),
+        name=get.name(),
+    )
+
+
+def _part_info(get: _Fields) -> PartInfo:
+    return PartInfo(
+        id=get.number("id"),
+        seq=get.number("seq"),
+        offset=get.number("offset"),
+        size=get.number("size"),
+        stored=get.number("stored"),
+        codec=get.text("codec"),
+        md5=get.text("md5"),
+    )
+
+
+def _deleted(get: _Fields) -> Deleted:
+    return Deleted(get.number("id"), get.number("freed"), get.name())
+
+
+def _damaged_copy(error: Partial, rows: Rows) -> DamagedCopy:
+    copy = DamagedCopy(error.message, **error.fields)
+    copy.damage = tuple(_damage(_Fields(row)) for row in rows if row.word == "DAMAGE")
+    return copy
+
+
+def _damage(get: _Fields) -> Damage:
+    return Damage(get.number("offset"), get.number("length"), get.number("seq"))
+
+
+def _bad_part(get: _Fields) -> BadPart:
+    return BadPart(get.number("id"), get.number("seq"), get.number("offset"), get.text("code"), get.name())

@@ -1,0 +1,473 @@
+"""The client's commands as people type them: their syntax, what they do, how results and errors are shown.
+
+The one-shot command line and the interactive one share all of it. Paths are on this side of the connection. This
+module never starts or stops anything but a command: connections, signals and processes belong to its callers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pfsd import protocol
+from pfsd.aio import Window
+from pfsd.client import (
+    CannotConnect,
+    Client,
+    ConnectionLost,
+    DamagedCopy,
+    FileInfo,
+    FileRef,
+    PartInfo,
+    Progress,
+    Retrieved,
+    Source,
+    StoredFile,
+)
+from pfsd.errors import (
+    Corrupt,
+    FieldValue,
+    NotFound,
+    Partial,
+    PfsdError,
+    RequestError,
+    TooLong,
+    UnknownCommand,
+    UsageError,
+    from_os_error,
+)
+from pfsd.progress import Printer, Watch
+
+DONE, FAILED, USAGE, PARTIAL, NOT_FOUND, CANNOT_CONNECT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+#: Files that `put` sends side by side: enough for the daemon to store many small ones in one go.
+PUTS_AT_ONCE = 16
+
+Facts = Mapping[str, Any]
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of the process for an error that a command ended with."""
+    match error:
+        case UsageError() | UnknownCommand() | TooLong():
+            return USAGE
+        case Partial():
+            return PARTIAL
+        case NotFound():
+            return NOT_FOUND
+        case CannotConnect():
+            return CANNOT_CONNECT
+        case _:
+            return FAILED
+
+
+# --- output -------------------------------------------------------------------------------------
+
+
+class Output:
+    """Shows results and errors: as text, or as one JSON object a line. `job` marks the lines of one command."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, job: int | None = None) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self._job = job
+        self._print: Printer = _print_stdout
+        self._print_error: Printer = _print_stderr
+        self.is_terminal = sys.stdout.isatty()
+
+    def print_with(self, result: Printer | None, error: Printer | None = None) -> None:
+        """Have results, or errors, written elsewhere."""
+        self._print = result or self._print
+        self._print_error = error or self._print_error
+
+    def to_stderr(self) -> None:
+        """Keep stdout free: content goes there."""
+        self.print_with(_print_stderr)
+
+    def row(self, kind: str, facts: Facts, text: str) -> None:
+        """Show what was asked for."""
+        self._print((self._object(kind, facts) if self.as_json else text) + "\n")
+
+    def done(self, kind: str, facts: Facts, text: str = "") -> None:
+        """Show that something was done; with --quiet, or without a text for people, only as JSON."""
+        if self.as_json or (text and not self.quiet):
+            self.row(kind, facts, text)
+
+    def error(self, error: PfsdError, about: str = "") -> None:
+        """Show an error in one line: its code, what it is about, its message."""
+        code = getattr(error, "code", "internal")
+        if self.as_json:
+            facts = {key: _plain(key, value) for key, value in error.fields.items()}
+            facts |= {"about": os.fsencode(about)} if about else {}
+            self._print(self._object("error", facts | {"code": code, "message": error.message}) + "\n")
+            return
+        about = about or str(error.fields.get("name", ""))
+        named = not about or about in re.split("[: ]+", error.message)
+        message = error.message if named else f"{about}: {error.message}"
+        shown = protocol.escape(message.encode("utf-8", "surrogateescape"), spaces=True)
+        self._print_error(f"pfsd: {code}: {shown}\n")
+
+    def _object(self, kind: str, facts: Facts) -> str:
+        job = {} if self._job is None else {"job": self._job}
+        return json.dumps({"type": kind, **job, **_jsonable(facts)}, ensure_ascii=False)
+
+
+def _print_stdout(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_stderr(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _plain(key: str, value: FieldValue) -> FieldValue:
+    """Numbers come as text over the wire."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and key != "name" else value
+
+
+def _jsonable(facts: Facts) -> dict[str, Any]:
+    """Bytes become text; what is not UTF-8 gets its bytes beside it, in KEY_hex."""
+    values: dict[str, Any] = {}
+    for key, value in facts.items():
+        if not isinstance(value, bytes):
+            values[key] = value
+            continue
+        try:
+            values[key] = value.decode()
+        except UnicodeDecodeError:
+            values[key] = show_name(value)
+            values[f"{key}_hex"] = value.hex()
+    return values
+
+
+def show_name(name: bytes) -> str:
+    """A name for people: what cannot be printed as it is becomes \\xNN."""
+    return protocol.escape(name, spaces=True)
+
+
+def show_size(size: int) -> str:
+    """Bytes for people."""
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        value /= 1024
+        if value < 1023.95:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} PiB"
+
+
+def _show_time(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+# --- syntax -------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} ({' '.join(self.format_usage().split())})")
+
+
+def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
+    """Add a subparser for each command; each also takes the options of the `shared` parsers."""
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands", parser_class=Parser)
+
+    def add(name: str, run: Command, does: str) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = commands.add_parser(name, help=does, description=does, parents=shared)
+        command.set_defaults(run=run, command=name)
+        return command
+
+    put = add("put", _put, "store files; several are sent side by side")
+    put.add_argument("files", nargs="+", metavar="FILE", help="a local path; - is standard input")
+    put.add_argument("--name", help="what it is called in the store (default: last component of the path)")
+    put.add_argument("--replace", action="store_true", help="replace a stored file of that name")
+
+    get = add("get", _get, "retrieve a file; it appears whole or not at all")
+    _add_file(get, nargs=None)
+    get.add_argument("target", nargs="?", metavar="TARGET", help="a local path (default: its name); - is stdout")
+    get.add_argument("--replace", action="store_true", help="replace a regular file at TARGET")
+    get.add_argument("--offset", type=_number, default=0, metavar="BYTES", help="begin here")
+    get.add_argument("--length", type=_number, metavar="BYTES", help="retrieve this many bytes")
+    get.add_argument("--zero-damage", action="store_true", help="fill what cannot be read with zeros; exit code 3")
+
+    listing = add("list", _list, "list the stored files")
+    listing.add_argument("pattern", nargs="?", metavar="PATTERN", help="a glob over names, such as '*.tar'")
+    listing.add_argument("-l", "--long", action="store_true", help="show status, stored size, parts and time too")
+
+    status = add("stat", _stat, "show all about a file")
+    _add_file(status, nargs=None)
+    status.add_argument("--parts", action="store_true", help="and about each of its parts")
+
+    _add_file(add("delete", _delete, "delete files for good; none, if one of them is unknown"), nargs="+")
+
+    rename = add("rename", _rename, "give a file another name")
+    _add_file(rename, nargs=None)
+    rename.add_argument("name", metavar="NAME", help="its new name")
+    rename.add_argument("--replace", action="store_true", help="replace a stored file of that name")
+
+    _add_file(add("verify", _verify, "have every part of these files, or of all, read and checked"), nargs="*")
+    add("stats", _stats, "show the daemon's counters")
+    add("ping", _ping, "see whether the daemon answers")
+    add("exit", _exit, "shut the daemon down: running commands finish first")
+    return commands
+
+
+def _add_file(parser: argparse.ArgumentParser, nargs: str | None) -> None:
+    one, many = ("file", "FILE"), ("files", "FILE")
+    dest, metavar = one if nargs is None else many
+    parser.add_argument(dest, nargs=nargs, metavar=metavar, help="a name; plain digits are an id")
+    parser.add_argument("--by-name", action="store_true", help="digits are a name too")
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise argparse.ArgumentTypeError(f"not a number of bytes: {text!r}")
+    return int(text)
+
+
+def _ref(text: str, arguments: argparse.Namespace) -> FileRef:
+    if text.isascii() and text.isdigit() and not arguments.by_name:
+        return protocol.parse_number("FILE", text.encode())
+    return os.fsencode(text)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+Command = Callable[[Client, argparse.Namespace, Output, Watch], Awaitable[int]]
+
+
+async def run(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    """Run a parsed command; errors are shown. Returns an exit code; BrokenPipeError when stdout is closed."""
+    try:
+        command: Command = arguments.run
+        return await command(client, arguments, out, watch)
+    except PfsdError as error:
+        out.error(error)
+        return exit_code(error)
+
+
+async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    paths: list[str] = arguments.files
+    if len(paths) > 1 and (arguments.name is not None or "-" in paths):
+        raise UsageError("--name and - go with one FILE only")
+    if paths == ["-"] and arguments.name is None:
+        raise UsageError("standard input has no name: put - --name NAME")
+    codes: list[int] = []
+
+    async def put_one(path: str) -> None:
+        name = path_name(path) if arguments.name is None else os.fsencode(arguments.name)
+        try:
+            with watch(show_name(name)) as progress:
+                stored = await _put_file(client, path, name, arguments.replace, progress)
+        except ConnectionLost:
+            raise
+        except RequestError as error:
+            out.error(error, path)
+            codes.append(exit_code(error))
+        else:
+            codes.append(DONE)
+            size, kept = show_size(stored.size), show_size(stored.stored)
+            out.done("put", asdict(stored), f"{show_name(stored.name)}: stored as {stored.id}, {size}, {kept} kept")
+
+    async with Window(PUTS_AT_ONCE) as window:
+        for path in paths:
+            await window.start(put_one(path))
+    failed = [code for code in codes if code != DONE]
+    if not failed:
+        return DONE
+    return PARTIAL if len(failed) < len(codes) else failed[0]
+
+
+async def _put_file(client: Client, path: str, name: bytes, replace: bool, progress: Progress | None) -> StoredFile:
+    source: Source = Path(path)
+    size = None
+    try:
+        if path == "-":
+            # Not sys.stdin: its lock would be held by a thread that hangs in a read.
+            source = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115, ASYNC230
+            size = _rest_of(source.fileno())
+        return await client.put(source, name, replace=replace, size=size, progress=progress)
+    except OSError as error:
+        raise from_os_error(error, f"reading {path}") from None
+
+
+def _rest_of(descriptor: int) -> int | None:
+    """Bytes left in a regular file."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return max(0, status.st_size - os.lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def path_name(path: str) -> bytes:
+    """The last component of a path, which names what is stored. UsageError when there is none."""
+    name = os.path.basename(path.rstrip("/"))
+    if name in ("", ".", ".."):
+        raise UsageError(f"{path} gives no name to store under; say --name NAME")
+    return os.fsencode(name)
+
+
+async def _get(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    if arguments.target == "-":
+        out.to_stderr()
+    file = (await client.stat(_ref(arguments.file, arguments))).file
+    target = arguments.target or _default_target(file)
+    try:
+        with watch(show_name(file.name)) as progress:
+            retrieved = await _get_file(client, file, target, arguments, progress)
+    except DamagedCopy as error:
+        for lost in error.damage:
+            out.row("damage", asdict(lost), f"{show_name(file.name)}: {lost.length} bytes at {lost.offset} are zeros")
+        raise
+    if target == "-":
+        out.done("get", asdict(retrieved))
+        return DONE
+    size = show_size(retrieved.transferred)
+    facts = asdict(retrieved) | {"target": os.fsencode(target)}
+    out.done("get", facts, f"{show_name(file.name)}: {size} written to {show_name(os.fsencode(target))}")
+    return DONE
+
+
+async def _get_file(
+    client: Client, file: FileInfo, target: str, arguments: argparse.Namespace, progress: Progress | None
+) -> Retrieved:
+    sink = open(1, "wb", buffering=0, closefd=False) if target == "-" else Path(target)  # noqa: SIM115, ASYNC230
+    try:
+        return await client.get_to(
+            file.id,
+            sink,
+            offset=arguments.offset,
+            length=arguments.length,
+            replace=arguments.replace,
+            zero_damage=arguments.zero_damage,
+            progress=progress,
+        )
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, f"writing {target}") from None
+
+
+def _default_target(file: FileInfo) -> str:
+    name = os.fsdecode(file.name.rpartition(b"/")[2])
+    if name in ("", ".", "..", "-"):
+        raise UsageError(f"{show_name(file.name)} makes no local file name; name a TARGET")
+    return name
+
+
+async def _list(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    pattern = None if arguments.pattern is None else os.fsencode(arguments.pattern)
+    for_people = out.is_terminal and not out.as_json
+    if for_people:
+        out.row("", {}, _HEADER_LONG if arguments.long else _HEADER)
+    count = size = stored = 0
+    async for file in client.list(pattern):
+        out.row("file", asdict(file), _list_line(file, arguments.long, for_people))
+        count, size, stored = count + 1, size + file.size, stored + file.stored
+    text = f"{count} files, {show_size(size)}, {show_size(stored)} kept" if for_people else ""
+    out.done("list", {"files": count, "size": size, "stored": stored}, text)
+    return DONE
+
+
+_HEADER = f"{'ID':>8} {'SIZE':>11}  NAME"
+_HEADER_LONG = f"{'ID':>8} {'SIZE':>11} {'KEPT':>11} {'PARTS':>8}  {'STATUS':8}  {'STORED':19}  NAME"
+
+
+def _list_line(file: FileInfo, long: bool, for_people: bool) -> str:
+    name, created = show_name(file.name), _show_time(file.created)
+    if for_people:
+        size, stored = show_size(file.size), show_size(file.stored)
+        if long:
+            return f"{file.id:8} {size:>11} {stored:>11} {file.parts:8}  {file.status:8}  {created}  {name}"
+        return f"{file.id:8} {size:>11}  {name}"
+    if long:
+        return f"{file.id}\t{file.size}\t{file.stored}\t{file.parts}\t{file.status}\t{created}\t{name}"
+    return f"{file.id}\t{file.size}\t{name}"
+
+
+async def _stat(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    found = await client.stat(_ref(arguments.file, arguments), parts=arguments.parts)
+    file = found.file
+    lines = {
+        "id": file.id,
+        "name": show_name(file.name),
+        "status": file.status,
+        "size": f"{file.size} ({show_size(file.size)})",
+        "stored": f"{file.stored} ({show_size(file.stored)})",
+        "parts": file.parts,
+        "created": _show_time(file.created),
+        "etag": found.etag,
+    }
+    text = "\n".join(f"{key:8} {value}" for key, value in lines.items())
+    out.row("file", asdict(file) | {"etag": found.etag}, text)
+    for part in found.parts:
+        out.row("part", asdict(part), _part_line(part))
+    return DONE
+
+
+def _part_line(part: PartInfo) -> str:
+    return f"part {part.seq}\tat {part.offset}\t{part.size} bytes\t{part.stored} kept\t{part.codec}\tmd5 {part.md5}"
+
+
+async def _delete(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    report = await client.delete(*(_ref(file, arguments) for file in arguments.files))
+    for file in report.deleted:
+        out.done("deleted", asdict(file), f"{show_name(file.name)}: deleted, {show_size(file.freed)} freed")
+    out.done("delete", {"files": report.files, "parts": report.parts, "freed": report.freed})
+    return DONE
+
+
+async def _rename(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    file = _ref(arguments.file, arguments)
+    renamed = await client.rename(file, os.fsencode(arguments.name), replace=arguments.replace)
+    out.done("rename", asdict(renamed), f"{renamed.id}: renamed to {show_name(renamed.name)}")
+    return DONE
+
+
+async def _verify(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    with watch("verify") as progress:
+        report = await client.verify(*(_ref(file, arguments) for file in arguments.files), progress=progress)
+    for bad in report.bad:
+        text = f"{show_name(bad.name)}: part {bad.seq} at {bad.offset} is bad: {bad.code}"
+        out.row("bad", asdict(bad), text)
+    facts = {"files": report.files, "parts": report.parts, "bytes": report.bytes, "bad": len(report.bad)}
+    text = f"{report.files} files, {report.parts} parts, {show_size(report.bytes)} checked: "
+    out.done("verify", facts, text + (f"{len(report.bad)} parts are bad" if report.bad else "all are sound"))
+    if report.bad:
+        raise Corrupt(f"{len(report.bad)} parts failed their checks", bad=len(report.bad))
+    return DONE
+
+
+async def _stats(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    facts = await client.stats()
+    width = max(map(len, facts), default=0)
+    out.row("stats", facts, "\n".join(f"{key:{width}}  {value}" for key, value in facts.items()))
+    return DONE
+
+
+async def _ping(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    begun = time.perf_counter()
+    hello = await client.hello()
+    milliseconds = (time.perf_counter() - begun) * 1000
+    facts = {"version": hello.version, "state": hello.state, "milliseconds": round(milliseconds, 3)}
+    out.done("ping", facts, f"pfsd {hello.version} answers: {hello.state}, {milliseconds:.1f} ms")
+    return DONE
+
+
+async def _exit(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    await client.exit()
+    out.done("exit", {}, "the daemon has stopped")
+    return DONE

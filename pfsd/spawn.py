@@ -1,0 +1,116 @@
+"""Starting a daemon in the background, for a client that finds none.
+
+The daemon outlives the client, so it gets a log file instead of the client's terminal. Of several clients that
+start one at the same time, one does and the others find it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from pfsd import config
+from pfsd.client import CannotConnect, Client
+from pfsd.errors import AuthError, FatalError
+from pfsd.transfer import in_thread
+
+SERVER = Path(__file__).resolve().parent.parent / "server.py"
+READY = b"pfsd ready on "
+#: How often the log is looked at. It cannot be a pipe: the daemon would write into a broken one later.
+LOOK_SECONDS = 0.02
+
+
+async def daemon(config_file: Path, address: str | None, quiet: bool) -> str:
+    """Start a daemon unless one answers at last; returns the address to use, the first one it listens on or `address`.
+
+    CannotConnect with the daemon's last words when it cannot start.
+    """
+    try:
+        settings = config.load(config_file, os.environ)
+    except FatalError as error:
+        raise CannotConnect(f"no daemon answers and none can be started: {error}") from None
+    log = _open_log(settings.path)
+    with log, open(log.name, "rb") as lock:  # noqa: ASYNC230
+        # Not on `log`: the daemon inherits that, and would keep the lock.
+        await in_thread(fcntl.flock, lock, fcntl.LOCK_EX)
+        wanted = address or _connectable(settings.listen[0])
+        if wanted and await _answers(wanted):
+            return wanted
+        begin = os.fstat(log.fileno()).st_size
+        process = _start(config_file, log)
+        if not quiet:
+            print(f"starting a daemon; its log is {log.name}", file=sys.stderr, flush=True)
+        listening = await _wait_ready(process, Path(log.name), begin)
+    return address or listening
+
+
+def _connectable(address: config.Address) -> str | None:
+    """An address as clients use it; None when only the daemon knows its port."""
+    return None if isinstance(address, config.TcpAddress) and address.port == 0 else str(address)
+
+
+async def _answers(address: str) -> bool:
+    try:
+        async with await Client.connect(address) as client:
+            await client.ping()
+    except CannotConnect:
+        return False
+    except AuthError:
+        return True
+    return True
+
+
+def _open_log(store: Path) -> BinaryIO:
+    """The log beside the store, or in the directory for temporary files when that cannot be written."""
+    name = f"{store.name}.log"
+    user = Path(tempfile.gettempdir()) / f"pfsd-{os.getuid()}"
+    for path in (store.with_name(name), user / name):
+        try:
+            if path.parent == user:
+                user.mkdir(mode=0o700, exist_ok=True)
+            return open(path, "ab", buffering=0, opener=_private)
+        except OSError as error:
+            failure = error
+    raise CannotConnect(f"no daemon answers and none can be started: {failure.filename}: {failure.strerror}")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _start(config_file: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, str(SERVER), "--config", str(config_file.absolute())],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+async def _wait_ready(process: subprocess.Popen[bytes], log: Path, begin: int) -> str:
+    """Wait as long as it takes, a big journal may be read first; returns the first address in the log."""
+    while True:
+        ended = process.poll()
+        lines = _lines(log, begin)
+        for line in lines:
+            if line.startswith(READY):
+                return os.fsdecode(line.removeprefix(READY)).strip()
+        if ended is not None:
+            last = lines[-1].decode("utf-8", "replace").strip() if lines else "it said nothing"
+            raise CannotConnect(f"the daemon ended with {ended}: {last} (log: {log})")
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _lines(log: Path, begin: int) -> list[bytes]:
+    """The complete lines behind a position."""
+    with open(log, "rb") as file:
+        file.seek(begin)
+        return [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -1,0 +1,49 @@
+"""What all tests share: every async test runs on uvloop and on asyncio, and a daemon of one's own is a fixture."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from tests.harness import Daemon
+from tests.wire import Wire
+
+
+def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loops that `loop:` in the configuration offers."""
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A running daemon with small parts; the test may stop, kill and reconfigure it."""
+    with Daemon(tmp_path) as daemon:
+        daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+def idle_daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that is not started yet."""
+    with Daemon(tmp_path) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One running daemon for all tests of a module, which must not mind each other's files."""
+    with Daemon(tmp_path_factory.mktemp("shared")) as daemon:
+        daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+def wire(shared_daemon: Daemon) -> Iterator[Wire]:
+    """A connection to the shared daemon."""
+    with shared_daemon.connect() as wire:
+        yield wire

@@ -1,0 +1,517 @@
+"""The two programs as people and scripts see them: output, exit codes, signals, pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pfsd import cli, progress
+from tests.harness import PATIENCE_SECONDS, Daemon, free_port
+from tests.wire import fields
+
+ROOT = Path(__file__).parent.parent
+CLIENT = ROOT / "client.py"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def environ(**more: str) -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("PFSD_")} | more
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, empty; no settings in the environment."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for key in ("PFSD_SERVER", "PFSD_TOKEN"):
+        monkeypatch.delenv(key, raising=False)
+    return here
+
+
+@pytest.fixture
+def invoke(here: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the client in this process: exit code, stdout, stderr."""
+
+    def invoke(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.client_main(words)
+        return code, *capfd.readouterr()
+
+    return invoke
+
+
+@pytest.fixture
+def run(shared_daemon: Daemon, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As `invoke`, with the shared daemon, whose store is empty."""
+    for row in shared_daemon.ask(b"list\n")[:-1]:
+        shared_daemon.ask(b"delete %d\n" % int(fields(row)["id"]))
+    monkeypatch.setenv("PFSD_SERVER", f"127.0.0.1:{shared_daemon.port}")
+    return invoke
+
+
+def objects(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start the client as a process."""
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    options.setdefault("env", environ())
+    return subprocess.Popen([sys.executable, str(CLIENT), *words], **options)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def test_a_file_goes_there_and_back(run: Run) -> None:
+    content = os.urandom(200_000)
+    Path("source").write_bytes(content)
+    code, out, err = run("put", "source")
+    assert (code, err) == (0, "")
+    id = out.removeprefix("source: stored as ").partition(",")[0]
+    assert out.startswith(f"source: stored as {id}, 195.3 KiB, ")
+    assert run("get", "source", "copy") == (0, "source: 195.3 KiB written to copy\n", "")
+    assert Path("copy").read_bytes() == content
+    assert run("get", id, "range", "--offset", "5", "--length", "3")[0] == 0
+    assert Path("range").read_bytes() == content[5:8]
+
+
+def test_existing_targets_and_names_are_kept_unless_told(run: Run) -> None:
+    Path("a").write_text("new")
+    assert run("put", "a")[0] == 0
+    code, out, err = run("put", "a")
+    assert (code, out) == (1, "")
+    assert err.startswith("pfsd: exists: a: ") and err.count("\n") == 1
+    assert run("put", "a", "--replace")[0] == 0
+    Path("target").write_text("old")
+    code, _, err = run("get", "a", "target")
+    assert code == 1 and err.startswith("pfsd: exists: ")
+    assert Path("target").read_text() == "old"
+    assert run("get", "a", "target", "--replace")[0] == 0
+    assert Path("target").read_text() == "new"
+    Path("link").symlink_to("target")
+    assert run("get", "a", "link", "--replace")[0] == 1
+    Path("folder").mkdir()
+    assert run("get", "a", "folder", "--replace")[0] == 1
+    os.mkfifo("fifo")
+    assert run("get", "a", "fifo", "--replace")[0] == 1
+    assert sorted(os.listdir()) == ["a", "fifo", "folder", "link", "target"]
+
+
+def test_several_files_and_what_fails_among_them(run: Run) -> None:
+    for name in "abc":
+        Path(name).write_text(name)
+    assert run("put", "a", "b")[0] == 0
+    code, out, err = run("put", "a", "c", "none")
+    assert code == 3
+    assert out.startswith("c: stored as ") and out.count("\n") == 1
+    assert sorted(line.split(":")[1] for line in err.splitlines()) == [" exists", " not-found"]
+    assert run("put", "none", "nil")[0] == 4
+    assert run("put", "a", "b", "--name", "x")[0] == 2
+    assert run("put", "a", ".")[0] == 2
+
+
+def test_many_files_at_once(run: Run) -> None:
+    names = [f"file{number}" for number in range(40)]
+    for name in names:
+        Path(name).write_text(name)
+    code, out, _ = run("put", *names, "--json")
+    assert code == 0
+    assert sorted(each["name"] for each in objects(out)) == sorted(names)
+    assert len({each["id"] for each in objects(out)}) == 40
+
+
+def test_the_default_target_is_the_last_component_of_the_name(run: Run) -> None:
+    Path("a").write_text("a")
+    run("put", "a", "--name", "x/y/z")
+    assert run("get", "x/y/z")[0] == 0
+    assert Path("z").read_text() == "a"
+    for name in ("..", "x/..", "x/", "-"):
+        run("put", "a", "--name", name)
+        code, _, err = run("get", name)
+        assert code == 2 and "TARGET" in err
+    assert sorted(os.listdir()) == ["a", "z"]
+
+
+def test_digits_are_an_id_unless_told(run: Run) -> None:
+    Path("7").write_text("seven")
+    (stored,) = objects(run("put", "7", "--name", "777777", "--json")[1])
+    assert run("get", "777777", "x")[0] == 4
+    assert run("get", "777777", "x", "--by-name")[0] == 0
+    assert run("get", str(stored["id"]), "y")[0] == 0
+    assert run("rename", "777777", "888888", "--by-name")[0] == 0
+    assert run("delete", "888888")[0] == 4
+    assert run("delete", "888888", "--by-name")[0] == 0
+
+
+def test_list_stat_rename_delete_verify_stats_ping(run: Run) -> None:
+    Path("a").write_text("hello")
+    (stored,) = objects(run("put", "a", "--json")[1])
+    id = str(stored["id"])
+    assert run("list") == (0, f"{id}\t5\ta\n", "")
+    assert run("list", "b*") == (0, "", "")
+    code, out, _ = run("list", "-l", "a*")
+    assert code == 0 and out.split("\t")[:5] == [id, "5", "5", "1", "ready"]
+    code, out, _ = run("stat", "a", "--parts")
+    assert code == 0
+    assert "etag     " in out
+    assert "md5 5d41402abc4b2a76b9719d911017c592" in out
+    assert run("rename", "a", "b") == (0, f"{id}: renamed to b\n", "")
+    assert run("verify") == (0, "1 files, 1 parts, 5 B checked: all are sound\n", "")
+    code, out, _ = run("stats")
+    assert code == 0 and "files " in out
+    code, out, _ = run("ping")
+    assert code == 0 and "ready" in out
+    code, out, _ = run("delete", "b")
+    assert code == 0 and out.startswith("b: deleted, ")
+    code, out, err = run("delete", "b")
+    assert (code, out, err) == (4, "", "pfsd: not-found: b: no file has this name\n")
+
+
+def test_bad_parts_are_named_and_exit_stops_the_daemon(
+    invoke: Run, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = invoke
+    monkeypatch.setenv("PFSD_SERVER", f"127.0.0.1:{daemon.port}")
+    content = os.urandom(1000)
+    Path("a").write_bytes(content)
+    run("put", "a")
+    (pack,) = daemon.packs()
+    raw = pack.read_bytes()
+    pack.write_bytes(raw.replace(content[:10], bytes(10)))
+    code, out, err = run("verify", "a")
+    assert (code, err) == (1, "pfsd: corrupt: 1 parts failed their checks\n")
+    assert out == "a: part 0 at 0 is bad: corrupt\n1 files, 1 parts, 1000 B checked: 1 parts are bad\n"
+    code, out, _ = run("verify", "--json")
+    assert code == 1
+    assert [each["type"] for each in objects(out)] == ["bad", "verify", "error"]
+    assert run("get", "a", "copy")[0] == 1
+    assert not Path("copy").exists()
+    code, out, err = run("get", "a", "copy", "--zero-damage")
+    assert (code, out) == (3, "a: 1000 bytes at 0 are zeros\n") and err.startswith("pfsd: partial: ")
+    assert Path("copy").read_bytes() == bytes(1000)
+    assert run("exit") == (0, "the daemon has stopped\n", "")
+    daemon.wait()
+    assert run("list")[0] == 5
+    daemon.start()
+
+
+def test_json(run: Run) -> None:
+    Path("a").write_text("hello")
+    code, out, err = run("--json", "put", "a")
+    (stored,) = objects(out)
+    assert (code, err) == (0, "")
+    assert (stored["type"], stored["size"], stored["parts"], stored["name"]) == ("put", 5, 1, "a")
+    file, total = objects(run("list", "--json")[1])
+    assert (file["type"], file["status"], file["name"], "name_hex" in file) == ("file", "ready", "a", False)
+    assert total == {"type": "list", "files": 1, "size": 5, "stored": 5}
+    file, part = objects(run("stat", "a", "--parts", "--json")[1])
+    assert (file["etag"], part["type"], part["md5"]) == (stored["etag"], "part", "5d41402abc4b2a76b9719d911017c592")
+    (got,) = objects(run("get", "a", "x", "--json")[1])
+    assert (got["type"], got["transferred"], got["target"]) == ("get", 5, "x")
+    code, out, err = run("get", "none", "--json")
+    (error,) = objects(out)
+    assert (code, err, error["type"], error["code"]) == (4, "", "error", "not-found")
+    (error,) = objects(run("put", "a", "--json")[1])
+    assert (error["code"], error["id"], error["about"]) == ("exists", stored["id"], "a")
+    (error,) = objects(run("--json", "frob")[1])
+    assert error["code"] == "usage"
+    deleted, total = objects(run("delete", "a", "--json")[1])
+    assert (deleted["type"], total["files"]) == ("deleted", 1)
+    (stats,) = objects(run("stats", "--json")[1])
+    assert stats["files"] == 0
+    (answer,) = objects(run("ping", "--json")[1])
+    assert answer["state"] == "ready"
+
+
+def test_names_that_are_not_utf8(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"a\xff\n")
+    Path(name).write_text("x")
+    code, out, _ = run("put", name)
+    assert code == 0 and out.startswith(r"a\xff\n: stored")
+    (file, _) = objects(run("list", "--json")[1])
+    assert (file["name"], bytes.fromhex(file["name_hex"])) == (r"a\xff\n", b"a\xff\n")
+    assert run("get", name, "copy")[0] == 0
+    code, _, err = run("get", name + "x")
+    assert code == 4 and err.count("\n") == 1
+
+
+def test_quiet(run: Run) -> None:
+    Path("a").write_text("hello")
+    assert run("put", "a", "--quiet") == (0, "", "")
+    assert run("--quiet", "get", "a", "b") == (0, "", "")
+    assert run("list", "--quiet")[1].endswith("\t5\ta\n")
+    assert run("delete", "b", "--quiet")[2] != ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["frob"],
+        ["put"],
+        ["put", "-"],
+        ["put", "-", "a", "--name", "x"],
+        ["get"],
+        ["get", "a", "b", "c"],
+        ["get", "a", "--offset", "-1"],
+        ["get", "a", "--length", "1k"],
+        ["list", "--frob"],
+        ["--server", "nonsense", "ping"],
+        ["--token-file", "/none", "ping"],
+        ["stat", "9" * 30],
+    ],
+)
+def test_wrong_usage(run: Run, words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("pfsd: usage: ") and err.count("\n") == 1
+
+
+def test_help_and_version(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0 and "Exit codes: 0 done" in out
+    code, out, _ = run("get", "--help")
+    assert code == 0 and "--offset" in out
+    assert run("--version")[1].startswith("pfsd ")
+
+
+def test_nobody_answers(run: Run) -> None:
+    code, out, err = run("--server", f"127.0.0.1:{free_port()}", "list")
+    assert (code, out) == (5, "")
+    assert err.startswith("pfsd: cannot-connect: ") and err.count("\n") == 1
+    assert run("--server", "unix:/none", "--json", "list")[0] == 5
+
+
+def test_tokens(idle_daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle_daemon.config(token="secret-token")
+    idle_daemon.start()
+    monkeypatch.setenv("PFSD_SERVER", f"unix:{idle_daemon.socket_path}")
+    monkeypatch.delenv("PFSD_TOKEN", raising=False)
+    assert cli.client_main(["list"]) == 1
+    (tmp_path / "token").write_text("secret-token\n")
+    assert cli.client_main(["--token-file", str(tmp_path / "token"), "list"]) == 0
+    monkeypatch.setenv("PFSD_TOKEN", "secret-token")
+    assert cli.client_main(["list"]) == 0
+
+
+def test_what_is_imported_stays_small() -> None:
+    """A command must not pay for what it does not use."""
+    code = "import sys, pfsd.cli, pfsd.console, pfsd.shell; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    heavy = {"rich", "prompt_toolkit", "uvloop", "yaml", "msgspec", "pfsd.config", "pfsd.daemon", "pfsd.spawn"}
+    assert not heavy & set(loaded.split())
+
+
+# --- pipes and signals --------------------------------------------------------------------------
+
+
+def test_standard_input_and_output(shared_daemon: Daemon, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    server = f"--server=unix:{shared_daemon.socket_path}"
+    put = start(server, "put", "-", "--name", "piped", "--json", stdin=subprocess.PIPE)
+    out, err = put.communicate(content, PATIENCE_SECONDS)
+    assert (put.returncode, err) == (0, b"")
+    assert json.loads(out)["size"] == len(content)
+    get = start(server, "get", "piped", "-", "--json")
+    out, err = get.communicate(timeout=PATIENCE_SECONDS)
+    assert get.returncode == 0 and out == content
+    assert json.loads(err)["transferred"] == len(content)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        file.seek(7)
+        again = start(server, "put", "-", "--name", "from file", stdin=file)
+        again.communicate(timeout=PATIENCE_SECONDS)
+    assert again.returncode == 0
+    assert b"size=2999993 " in shared_daemon.ask(b'stat "from file"\n')[0]
+
+
+@pytest.mark.parametrize("command", [["list"], ["get", "big", "-"]])
+def test_a_closed_pipe_ends_quietly(shared_daemon: Daemon, command: list[str]) -> None:
+    with shared_daemon.connect() as wire:
+        wire.ask(b"put - name=big replace=yes size=3000000\n" + bytes(3_000_000))
+        # Their names alone are more than a pipe holds.
+        names = [b"n" * 1000 + b"%d" % number for number in range(100)]
+        wire.send(b"".join(b"@%s put - replace=yes name=%s size=0\n" % (name[-20:], name) for name in names))
+        for _ in names:
+            wire.reply()
+    client = start(f"--server=127.0.0.1:{shared_daemon.port}", *command)
+    assert client.stdout is not None and client.stderr is not None
+    assert client.stdout.read(10)
+    client.stdout.close()
+    assert client.wait(PATIENCE_SECONDS) == 1
+    assert client.stderr.read() == b""
+    client.stderr.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_put_stores_nothing(shared_daemon: Daemon, number: signal.Signals, code: int) -> None:
+    daemon = shared_daemon
+    client = start(f"--server=127.0.0.1:{daemon.port}", "put", "-", "--name", "half", stdin=subprocess.PIPE)
+    assert client.stdin is not None
+    client.stdin.write(bytes(2_000_000))
+    client.stdin.flush()
+    daemon.wait_until("requests", "2")
+    client.send_signal(number)
+    assert client.wait(PATIENCE_SECONDS) == code
+    assert client.communicate() == (b"", b"")
+    daemon.wait_until("requests", "1")
+    assert daemon.ask(b"list half\n") == [b"OK list files=0 size=0 stored=0"]
+
+
+@contextmanager
+def stalled_daemon(path: Path) -> Iterator[threading.Event]:
+    """A daemon that sends a little of a file and then nothing; the event says when."""
+    stalled = threading.Event()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as lines:
+            file = b"id=1 status=ready size=9 stored=9 parts=1 created=1 name=n"
+            tag = lines.readline().split()[0]
+            connection.sendall(tag + b" FILE " + file + b"\n" + tag + b" OK stat id=1 etag=e-1\n")
+            tag = lines.readline().split()[0]
+            connection.sendall(tag + b" DATA 3\nabc")
+            stalled.set()
+            lines.read()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield stalled
+    finally:
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    with stalled_daemon(tmp_path / "socket") as stalled:
+        client = start(f"--server=unix:{tmp_path}/socket", "get", "n", cwd=here)
+        assert stalled.wait(PATIENCE_SECONDS)
+        assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
+        client.send_signal(number)
+        assert client.wait(PATIENCE_SECONDS) == code
+    assert client.communicate() == (b"", b"")
+    assert os.listdir(here) == []
+
+
+# --- starting a daemon --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"listen: 127.0.0.1:{free_port()}\npath: store\nroots: ['.']\nmemory: 64MiB\nprocesses: 1\n")
+    return path
+
+
+def test_spawn(config: Path) -> None:
+    words = ("--spawn", "--config", str(config))
+    clients = [start(*words, "ping") for _ in range(3)]
+    results = [(client.communicate(timeout=PATIENCE_SECONDS), client.returncode) for client in clients]
+    try:
+        assert [code for _, code in results] == [0, 0, 0], results
+        log = config.parent / "store.log"
+        said = [err.decode() for (_, err), _ in results if err]
+        assert said == [f"starting a daemon; its log is {log}\n"]
+        assert log.stat().st_mode & 0o077 == 0
+        assert log.read_text().count("pfsd ready on") == 1
+    finally:
+        address = config.read_text().splitlines()[0].removeprefix("listen: ")
+        stop = start("--server", address, "exit")
+        assert stop.wait(PATIENCE_SECONDS) == 0
+        stop.communicate()
+
+
+def test_spawn_of_a_daemon_that_cannot_start(config: Path) -> None:
+    (config.parent / "store").write_text("in the way")
+    client = start("--spawn", "--config", str(config), "ping")
+    out, err = client.communicate(timeout=PATIENCE_SECONDS)
+    assert (client.returncode, out) == (5, b"")
+    assert b"cannot be created" in err.splitlines()[-1]
+    config.write_text("frob: 1\n")
+    client = start("--spawn", "--config", str(config), "ping")
+    out, err = client.communicate(timeout=PATIENCE_SECONDS)
+    assert (client.returncode, out) == (5, b"")
+    assert err.count(b"\n") == 1 and b"frob" in err
+
+
+# --- the server's program -----------------------------------------------------------------------
+
+
+def serve(*words: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=environ(),
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_wrong_use_of_the_server(tmp_path: Path) -> None:
+    assert serve("--frob")[0] == 64
+    assert serve("extra")[0] == 64
+    code, out, err = serve("--config", str(tmp_path / "none"))
+    assert (code, out) == (78, "")
+    assert err.startswith("pfsd: ") and err.count("\n") == 1
+    code, out, _ = serve("--help")
+    assert code == 0 and "64 bad command line" in out
+
+
+def test_the_programs_do_nothing_when_imported() -> None:
+    code = "import sys, server, client; print([name for name in sys.modules if name.startswith('pfsd')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- bars ---------------------------------------------------------------------------------------
+
+
+def drawn(total: int | None) -> str:
+    """What a bar at 5 MiB looks like."""
+    console = pytest.importorskip("rich.console")
+    paper = io.StringIO()
+    bars = progress.make_bars(console.Console(file=paper, force_terminal=True, width=200))
+    with bars, bars("some [file]") as show:
+        assert show is not None
+        show(5 << 20, total)
+        paper.truncate(0)
+        bars.refresh()
+        return paper.getvalue()
+
+
+def test_a_bar_shows_rate_and_share() -> None:
+    text = drawn(10 << 20)
+    for piece in ("some [file]", "50%", "5.0/10.0 MiB"):
+        assert piece in text
+
+
+def test_a_bar_of_unknown_length_shows_no_percentage() -> None:
+    text = drawn(None)
+    assert "5.0/? MiB" in text and "%" not in text
+
+
+def test_no_bars_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert progress.bars() is None

@@ -1,0 +1,384 @@
+"""The documents say what is so: transcripts are replayed, tables and links are held against the code.
+
+A transcript is a fenced block marked `transcript`; docs/protocol.md explains how it is written. A word after
+that names a daemon of another kind. All blocks of one section share a store, each block is a connection.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from pfsd import cli, config, protocol, session
+from pfsd.daemon import EXIT_STOP_TIMED_OUT
+from pfsd.errors import BY_CODE, FatalError
+from pfsd.verbs import VERBS
+from tests.harness import PATIENCE_SECONDS, Daemon
+from tests.test_architecture import modules, project_imports
+from tests.wire import Wire
+
+ROOT = Path(__file__).parent.parent
+PROTOCOL = ROOT / "docs" / "protocol.md"
+#: Directories that are no part of the project, besides those with a dot in front.
+NOT_OURS = {"__pycache__", "build", "dist", "store"}
+PART_SIZE = 4096
+#: The kinds of daemon that transcripts talk to.
+KINDS: dict[str, dict[str, object]] = {"": {}, "token": {"token": "correct-horse"}, "exit": {}}
+
+
+def our_files() -> list[Path]:
+    """Every file of the project."""
+
+    def ours(path: Path) -> bool:
+        parts = path.relative_to(ROOT).parts
+        hidden = any(part.startswith(".") for part in parts if part not in (".ci", ".gitignore"))
+        return path.is_file() and not hidden and not any(part in NOT_OURS or ".egg-info" in part for part in parts)
+
+    return sorted(filter(ours, ROOT.rglob("*")))
+
+
+DOCUMENTS = [path for path in our_files() if path.suffix == ".md"]
+
+
+# --- documents ----------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """A fenced block: where it stands, what it is marked with, its lines."""
+
+    path: Path
+    number: int
+    section: str
+    mark: str
+    lines: list[str]
+
+    @property
+    def place(self) -> str:
+        return f"{self.path.name}:{self.number}"
+
+
+def blocks(path: Path) -> Iterator[Block]:
+    """The fenced blocks of a document."""
+    section, fence, number = "", None, 0
+    lines: list[str] = []
+    for at, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if fence is None and line.startswith("```"):
+            fence, number, lines = line[3:].strip(), at, []
+        elif fence is not None and line == "```":
+            yield Block(path, number, section, fence, lines)
+            fence = None
+        elif fence is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            section = line.lstrip("#").strip()
+    assert fence is None, f"{path.name}:{number}: a block that is not closed"
+
+
+def transcripts(path: Path) -> list[Block]:
+    """The transcripts of a document."""
+    return [block for block in blocks(path) if block.mark.split()[:1] == ["transcript"]]
+
+
+def prose(path: Path) -> str:
+    """A document without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def sections(path: Path) -> dict[str, str]:
+    """Heading -> the text below it, up to the next heading."""
+    pieces = re.split(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def table(text: str) -> list[list[str]]:
+    """The rows of the Markdown tables in a text, as cells."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+# --- replaying ----------------------------------------------------------------------------------
+
+_SPECIAL = re.compile(r'"…"|…|<(\w+)>|\{(\d+) bytes\}')
+
+
+class Replay:
+    """Plays the blocks of one section; values that the server made are kept in `values`."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._values: dict[str, str] = {}
+
+    def play(self, block: Block) -> None:
+        """Talk to the daemon as the block says; it must say no more and no less than stands there."""
+        with self._daemon.connect() as wire:
+            for kind, lines in groupby(block.lines, key=lambda line: line.split(" ")[0].rstrip("␍")):
+                self._step(kind, [line[len(kind) + 1 :] for line in lines], wire, block)
+            if "< (end)" not in block.lines:
+                if "> (end)" not in block.lines:
+                    wire.half_close()
+                assert wire.rest() == b"", f"{block.place}: the daemon says more than the document"
+
+    def _step(self, kind: str, lines: list[str], wire: Wire, block: Block) -> None:
+        if kind in (">", ">>"):
+            # In one piece, as from a pipe.
+            content = [line for line in lines if line != "(end)"]
+            wire.send(b"".join(self._sent(line) + (b"\n" if kind == ">" else b"") for line in content))
+            if len(content) < len(lines):
+                wire.half_close()
+            return
+        for line in lines:
+            if kind == "$":
+                assert line == "nc 127.0.0.1 7373", f"{block.place}: nobody knows how to do this: {line}"
+            elif kind == "!":
+                self._happens(line)
+            elif kind == "<<":
+                expected = self._sent(line)
+                assert wire.exactly(len(expected)) == expected, f"{block.place}: {line}"
+            elif line == "(end)":
+                assert wire.rest() == b"", f"{block.place}: the daemon says more than the document"
+            else:
+                assert kind == "<", f"{block.place}: what is {kind}?"
+                self._receive(line, wire, block)
+
+    def _receive(self, expected: str, wire: Wire, block: Block) -> None:
+        received = wire.raw_line()
+        while b"PROGRESS" not in expected.encode() and re.match(rb"(@\S+ )?PROGRESS ", received):
+            received = wire.raw_line()  # may come more often on a slow machine
+        found = re.fullmatch(self._pattern(expected) + "\n", received.decode())
+        assert found, f"{block.place}: expected {expected!r}, got {received!r}"
+        self._values |= found.groupdict()
+
+    def _sent(self, line: str) -> bytes:
+        def fill(special: re.Match[str]) -> str:
+            assert "…" not in special[0], f"nobody knows what to send for {line!r}"
+            return "x" * int(special[2]) if special[2] else self._values[special[1]]
+
+        return _SPECIAL.sub(fill, line).replace("␍", "\r").encode()
+
+    def _pattern(self, line: str) -> str:
+        seen: set[str] = set()
+        pattern, at = "", 0
+        for special in _SPECIAL.finditer(line):
+            pattern += re.escape(line[at : special.start()])
+            at = special.end()
+            name = special[1]
+            if special[0] == '"…"':
+                pattern += r'"(?:[^"\\]|\\.)+"'
+            elif special[0] == "…":
+                pattern += "[^ ]+"
+            elif name is None:
+                pattern += "x" * int(special[2])
+            elif name in self._values:
+                pattern += re.escape(self._values[name])
+            else:
+                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^ ]+)"
+                seen.add(name)
+        return pattern + re.escape(line[at:]).replace("␍", "\r")
+
+    def _happens(self, what: str) -> None:
+        (pack,) = self._daemon.packs()
+        if re.fullmatch(r"the last byte of the pack of \w+ changes on the disk", what):
+            content = bytearray(pack.read_bytes())
+            content[-1] ^= 0xFF
+            pack.write_bytes(content)
+        elif re.fullmatch(r"the pack of \w+ is removed from the disk", what):
+            pack.unlink()
+        else:
+            pytest.fail(f"nobody knows how to do this: {what}")
+
+
+def empty(daemon: Daemon, prelude: bytes) -> None:
+    """Delete everything in the store, and wait until nothing is left of it."""
+    with daemon.connect() as wire:
+        if prelude:
+            wire.ask(prelude)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while rows := wire.ask(b"list\n")[:-1]:
+            assert time.monotonic() < until, rows
+            for row in rows:
+                if b" status=ready " in row or b" status=damaged " in row:
+                    assert wire.last(b"delete %b\n" % row.split(b" ")[1][3:]).startswith(b"OK delete ")
+
+
+Start = Callable[[str, str], Daemon]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Gives the daemon of a document and a kind, started when it is first needed."""
+    daemons: dict[str, Daemon] = {}
+
+    def get(document: str, kind: str) -> Daemon:
+        key = f"{document} {kind}"
+        if key not in daemons:
+            home = tmp_path_factory.mktemp("docs")
+            daemon = daemons[key] = Daemon(home, part_size=PART_SIZE, memory="32MiB", **KINDS[kind])
+            (daemon.root / "notes.txt").write_bytes(b"hello, world\n")
+            (daemon.root / "README.md").write_bytes(b"x" * PART_SIZE)
+            daemon.start()
+        return daemons[key]
+
+    yield get
+    for daemon in daemons.values():
+        if daemon.process is not None:
+            daemon.stop()
+
+
+SECTIONS = [
+    (f"{path.name}: {section}", list(group))
+    for path in DOCUMENTS
+    for section, group in groupby(transcripts(path), key=lambda block: block.section)
+]
+
+
+@pytest.mark.parametrize("section", [group for _, group in SECTIONS], ids=[name for name, _ in SECTIONS])
+def test_transcripts_are_true(section: list[Block], start: Start) -> None:
+    for mark, group in groupby(section, key=lambda block: block.mark):
+        kind = mark.removeprefix("transcript").strip()
+        daemon = start(section[0].path.name, kind)
+        empty(daemon, b"auth correct-horse\n" if kind == "token" else b"")
+        replay = Replay(daemon)
+        for block in group:
+            replay.play(block)
+        if kind == "exit":
+            daemon.wait(0)
+
+
+def test_a_wrong_transcript_is_noticed(start: Start) -> None:
+    replay = Replay(start(PROTOCOL.name, ""))
+    for lines in (
+        ["> ping", "< OK pong"],
+        ["> ping", "< OK ping …"],
+        ["> ping"],
+        ["> ping", "<< OK"],
+        ["> ping", "< OK ping␍"],
+        ["> ping", "> (end)", "< OK ping", "< OK ping"],
+        ["> hello", "< OK hello proto=1 version=<same> max_line=<same> max_frame=… auth=none state=…"],
+        ["> help list", "< OK help"],
+        ["? ping"],
+    ):
+        with pytest.raises(AssertionError):
+            replay.play(Block(PROTOCOL, 1, "", "transcript", lines))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/protocol.md"])
+def test_there_are_transcripts(name: str) -> None:
+    assert transcripts(ROOT / name)
+
+
+# --- docs/protocol.md is complete ---------------------------------------------------------------
+
+
+def exchanged(arrow: str) -> list[str]:
+    """All lines that docs/protocol.md shows in one direction, without their tags."""
+    lines = [line for block in transcripts(PROTOCOL) for line in block.lines]
+    return [re.sub(r"^@\S+ ", "", line[2:]) for line in lines if line.startswith(f"{arrow} ")]
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_each_command_has_its_section(verb: str) -> None:
+    text = sections(PROTOCOL)[verb]
+    assert f"`{verb}" in text
+    for option in VERBS[verb].options:
+        assert f"`{option}=" in text or f"[{option}=" in text, f"{option}= is not explained"
+    shown = [line for block in transcripts(PROTOCOL) if block.section == verb for line in block.lines]
+    assert any(re.match(rf"> (@\S+ )?{verb}( |$)", line) for line in shown), "there is no transcript"
+
+
+def test_the_error_words_are_all_there() -> None:
+    rows = table(sections(PROTOCOL)["Errors"])[2:]
+    assert {row[0].strip("`") for row in rows} == set(BY_CODE)
+    assert all(all(row) for row in rows)
+
+
+def test_every_row_is_shown_in_a_transcript() -> None:
+    found = re.search(r"The rows are (.+?)\.", sections(PROTOCOL)["Replies"], re.DOTALL)
+    assert found
+    listed = re.findall(r"`([A-Z]+)`", found[1])
+    assert len(listed) == 8
+    shown = {line.split(" ")[0] for line in exchanged("<")}
+    assert set(listed) <= shown
+
+
+def test_limits_are_those_of_the_code() -> None:
+    limits = {row[0]: row[1] for row in table(sections(PROTOCOL)["Limits"])[2:]}
+    assert int(limits["bytes in a line, without its ending"]) == protocol.MAX_LINE
+    assert int(limits["bytes without any LF"]) == protocol.MAX_UNTERMINATED
+    assert int(limits["bytes in a `DATA` frame"]) == protocol.MAX_FRAME
+    assert int(limits["bytes in a name"]) == protocol.MAX_NAME
+    assert int(limits["requests of one connection that run or wait"]) == session.MAX_REQUESTS
+    assert int(limits["uploads in frames open on one connection"]) == session.MAX_OPEN_UPLOADS
+    defaults = config.load(ROOT / "config.yaml", {})
+    for cell in limits.values():
+        if found := re.fullmatch(r"`(\w+)`, (\d+)( s)?", cell):
+            assert getattr(defaults, found[1]) == int(found[2]), cell
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    rows = table(sections(PROTOCOL)["Starting a daemon"])[2:]
+    of_errors = {kind.exit_code for kind in FatalError.__subclasses__()}
+    assert {int(row[0]) for row in rows} == {0, cli.EX_USAGE, EXIT_STOP_TIMED_OUT} | of_errors
+
+
+# --- the other documents ------------------------------------------------------------------------
+
+
+def test_config_yaml_has_every_key_with_its_default(tmp_path: Path) -> None:
+    text = (ROOT / "config.yaml").read_text("utf-8")
+    assert set(yaml.safe_load(text)) == set(config.KEYS)
+    beside, empty_file = tmp_path / "full.yaml", tmp_path / "empty.yaml"
+    beside.write_text(text)
+    empty_file.write_text("")
+    assert config.load(beside, {}) == config.load(empty_file, {})
+
+
+def modules_in_design() -> list[str]:
+    """The modules in the table of docs/design.md, from top to bottom."""
+    rows = table(sections(ROOT / "docs" / "design.md")["What each file holds"])[2:]
+    return [row[0].strip("`").removesuffix(".py").removesuffix("/__init__").replace("/", ".") for row in rows]
+
+
+def test_design_names_every_module() -> None:
+    assert sorted(modules_in_design()) == sorted(modules())
+
+
+def test_imports_go_down_in_the_table_of_design() -> None:
+    order = modules_in_design()
+    for at, name in enumerate(order):
+        upward = project_imports(modules()[name], at_import_time=True) & set(order[:at])
+        assert not upward, f"{name} stands below {upward}"
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), f"{path.name} links to {link}"
+        assert target.is_relative_to(ROOT), f"{path.name} links to {link}"
+        if anchor:
+            assert anchor in map(slug, sections(target)), f"{path.name} links to {link}"
+
+
+def test_the_project_speaks_of_itself_alone() -> None:
+    outside = re.compile(rb"(?<![\w.])/work/|\.\./shared|\bpull request #?\d|\bissue #?\d", re.IGNORECASE)
+    found = {
+        str(path.relative_to(ROOT)): match[0]
+        for path in our_files()
+        if path != Path(__file__) and (match := outside.search(path.read_bytes()))
+    }
+    assert not found

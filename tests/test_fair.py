@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pfsd.fair import FairQueue, Flow
+
+
+def drained(queue: FairQueue[str]) -> str:
+    return "".join(queue.pop() for _ in range(len(queue)))
+
+
+def test_one_flow_is_served_in_order() -> None:
+    queue, flow = FairQueue[str](), Flow()
+    for item in "abc":
+        queue.push(flow, 10, item)
+    assert len(queue) == 3 and queue.peek() == "a"
+    assert drained(queue) == "abc"
+
+
+def test_equal_flows_take_turns() -> None:
+    queue = FairQueue[str]()
+    for item, flow in (("aaaa", Flow()), ("bbbb", Flow()), ("cccc", Flow())):
+        for letter in item:
+            queue.push(flow, 10, letter)
+    assert drained(queue) == "abcabcabcabc"
+
+
+def test_a_flow_of_small_items_gets_as_many_bytes_not_as_many_items() -> None:
+    queue, big, small = FairQueue[str](), Flow(), Flow()
+    for _ in range(2):
+        queue.push(big, 40, "B")
+    for _ in range(8):
+        queue.push(small, 10, "s")
+    assert drained(queue) == "BssssBssss"
+
+
+def test_a_new_flow_goes_ahead_of_the_backlog_of_an_old_one() -> None:
+    queue, old = FairQueue[str](), Flow()
+    for _ in range(100):
+        queue.push(old, 1 << 30, "o")
+    for _ in range(10):
+        queue.pop()
+    queue.push(Flow(), 1, "n")
+    assert queue.pop() == "n"
+
+
+def test_an_idle_flow_saves_up_nothing() -> None:
+    queue, idle, busy = FairQueue[str](), Flow(), Flow()
+    queue.push(idle, 10, "i")
+    for _ in range(100):
+        queue.push(busy, 10, "b")
+    for _ in range(50):
+        queue.pop()
+    for _ in range(5):
+        queue.push(idle, 10, "i")
+    order = drained(queue)
+    assert order[:10].count("i") == 5 and "iii" not in order, "it takes turns from now on"
+
+
+def test_queues_keep_their_own_account_of_a_flow() -> None:
+    memory, processes, flow = FairQueue[str](), FairQueue[str](), Flow()
+    memory.push(flow, 1000, "x")
+    processes.push(flow, 1, "a")
+    processes.push(Flow(), 1, "b")
+    assert drained(processes) == "ab"
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 100)), max_size=60))
+def test_every_item_is_served_once_and_each_flow_in_order(pushes: list[tuple[int, int]]) -> None:
+    queue, flows = FairQueue[tuple[int, int]](), [Flow() for _ in range(5)]
+    for number, (flow, cost) in enumerate(pushes):
+        queue.push(flows[flow], cost, (flow, number))
+    served = [queue.pop() for _ in range(len(queue))]
+    assert sorted(number for _, number in served) == list(range(len(pushes)))
+    for flow in range(5):
+        numbers = [number for which, number in served if which == flow]
+        assert numbers == sorted(numbers)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(1, 100))
+def test_nobody_waits_longer_than_for_what_others_may_have_first(costs: list[int], cost: int) -> None:
+    """A waiting flow is passed by at most its rivals' next items, however much they push later."""
+    queue, rival, waiting = FairQueue[str](), Flow(), Flow()
+    queue.push(rival, costs[0], "r")
+    queue.push(waiting, cost, "w")
+    served = []
+    for each in costs:
+        queue.push(rival, each, "r")
+        served.append(queue.pop())
+    assert "w" in served[:2] or len(served) < 2
