@@ -1,9 +1,10 @@
-"""Two small tools for asyncio: work that a cancellation must not cut in half, and a window of tasks."""
+"""Small tools for asyncio: work that a cancellation must not cut in half, and a window of tasks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -28,6 +29,17 @@ async def finish(job: Coroutine[Any, Any, Result] | asyncio.Task[Result]) -> Res
     if not task.cancelled():
         task.exception()  # seen: the cancellation outranks it
     raise cancelled
+
+
+@asynccontextmanager
+async def opened(open: Callable[[], Result], close: Callable[[Result], None]) -> AsyncIterator[Result]:
+    """What a blocking `open` returns, until a blocking `close` is done with it, whenever the user is cancelled."""
+    opening = asyncio.ensure_future(asyncio.to_thread(open))
+    try:
+        yield await finish(opening)
+    finally:
+        if not opening.exception():
+            await finish(asyncio.to_thread(close, opening.result()))
 
 
 class Window:
@@ -92,7 +104,7 @@ class Window:
         for task in self._tasks:
             task.cancel()
         while self._tasks:
-            await finish(asyncio.ensure_future(asyncio.wait(self._tasks)))
+            await finish(asyncio.wait(set(self._tasks)))  # a copy: they may end before the wait begins
 
     async def __aenter__(self) -> Window:
         return self

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfsd.errors import FatalError, PfsdError, UsageError
+from pfsd.errors import FatalError, PfsdError, UsageError, from_os_error
 
 if TYPE_CHECKING:
     from pfsd import console
@@ -33,6 +33,7 @@ def server_main(argv: Sequence[str] | None = None) -> int:
 
     from pfsd import __version__
 
+    _hold_standard_streams()
     parser = argparse.ArgumentParser(
         prog="pfsd",
         description="A parallel file storage daemon driven by lines of text over a socket.",
@@ -58,8 +59,30 @@ def server_main(argv: Sequence[str] | None = None) -> int:
     except FatalError as error:
         print(f"pfsd: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        print(_not_installed(error), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _hold_standard_streams() -> None:
+    """Fill the places of standard streams that are closed: the next file or socket would else be taken for one.
+
+    What is written goes nowhere, as asked; reading fails, since nothing is not the same as an empty file.
+    """
+    for fd, flags in enumerate((os.O_WRONLY, os.O_RDWR, os.O_RDWR)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, flags), True)  # the lowest number that is free: `fd`
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _not_installed(error: ModuleNotFoundError) -> str:
+    return f"pfsd: this Python lacks the module {error.name}; `make run` sets up one that has it: .venv/bin/python"
 
 
 # --- the client ---------------------------------------------------------------------------------
@@ -82,10 +105,12 @@ def client_main(argv: Sequence[str] | None = None) -> int:
     from pfsd import console
 
     words = sys.argv[1:] if argv is None else list(argv)
+    _hold_standard_streams()
     out = console.Output(as_json="--json" in words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            # JSON is UTF-8 whatever the locale; a terminal is spared what it cannot show.
+            stream.reconfigure(encoding="utf-8" if out.as_json else None, errors="backslashreplace")
     try:
         arguments = _client_parser().parse_args(words)
         token = _token(arguments.token_file)
@@ -96,13 +121,25 @@ def client_main(argv: Sequence[str] | None = None) -> int:
         out.error(error)
         return console.exit_code(error)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Nothing more may be flushed into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has seen enough
+        return console.FAILED
+    except OSError as error:  # commands and connections turn theirs into a PfsdError
+        _drop_output()
+        refusal = from_os_error(error, "standard input or output")
+        print(f"pfsd: {refusal.code}: {refusal}", file=sys.stderr)
+        return console.FAILED
+    except ModuleNotFoundError as error:
+        print(_not_installed(error), file=sys.stderr)
         return console.FAILED
     except KeyboardInterrupt:
         return console.INTERRUPTED
     except asyncio.CancelledError:
         return _ANSWER_TO_SIGTERM
+
+
+def _drop_output() -> None:
+    """Nothing more may be flushed to where it cannot go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _client_parser() -> argparse.ArgumentParser:
@@ -160,22 +197,17 @@ def _run(program: Coroutine[Any, Any, int]) -> int:
 
 async def _client(arguments: argparse.Namespace, token: str | None) -> int:
     from pfsd import console, shell
-    from pfsd.client import DEFAULT_ADDRESS, CannotConnect, Client
+    from pfsd.client import DEFAULT_ADDRESS, Client
 
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     address: str = arguments.server or DEFAULT_ADDRESS
-    try:
-        client = await Client.connect(address, token)
-    except CannotConnect:
-        if not arguments.spawn:
-            raise
+    if arguments.spawn:
         from pfsd import spawn
 
         address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet)
-        client = await Client.connect(address, token)
-    async with client:
+    async with await Client.connect(address, token) as client:
         if hasattr(arguments, "run"):
             return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
     return await shell.run(partial(Client.connect, address, token), as_json=arguments.json, quiet=arguments.quiet)

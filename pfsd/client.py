@@ -231,7 +231,7 @@ class Client:
         client = cls(await _open(address))
         try:
             if token is not None:
-                await client._ask("auth", [Word(token.encode(), quoted=True)])
+                await client._ask("auth", [Word(_bytes(token), quoted=True)])
         except BaseException:
             await client.close()
             raise
@@ -637,7 +637,7 @@ def parse_address(address: str) -> Path | tuple[str, int]:
         return Path(address[5:])
     found = _TCP.fullmatch(address)
     if not found or not 0 < int(found["port"]) < 65536:
-        raise UsageError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {protocol.show(address.encode())}")
+        raise UsageError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {protocol.show(_bytes(address))}")
     return found["six"] or found["host"], int(found["port"])
 
 
@@ -652,6 +652,8 @@ async def _open(address: str) -> Multiplexer:
                 _, line = await loop.create_connection(Multiplexer, *where)
     except TimeoutError:
         raise CannotConnect(f"{address} does not answer") from None
+    except UnicodeError:  # of the codec for names of hosts
+        raise UsageError(f"{protocol.show(_bytes(address))} has no name of a host") from None
     except OSError as error:
         words = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise CannotConnect(f"no daemon answers at {address}: {words}") from None

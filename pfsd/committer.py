@@ -94,22 +94,18 @@ class Committer:
         The cancellation of a caller does not stop the write. NoSpace or IoError: none was written, or, when
         the journal has `failed`, it is not known. RecordError: not a record that can be written.
         """
-        await self.lazily(records)
-
-    def lazily(self, records: Sequence[Record]) -> asyncio.Future[None]:
-        """`commit` for those who need not wait; nobody has to look at the future."""
-        group = _Group(records, [encode(record) for record in records], _quiet_future())
+        objects = [encode(record) for record in records]
         if self._failure is not None:
-            group.done.set_exception(_io_error(self._failure))
-        elif self._closed:
-            group.done.set_exception(IoError("the journal is closed"))
-        elif not records:
-            group.done.set_result(None)
-        else:
-            self._waiting.append(group)
-            if self._writer is None:
-                self._writer = asyncio.create_task(self._write_waiting())
-        return group.done
+            raise _io_error(self._failure)
+        if self._closed:
+            raise IoError("the journal is closed")
+        if not objects:
+            return
+        group = _Group(records, objects, asyncio.get_running_loop().create_future())
+        self._waiting.append(group)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_waiting())
+        await group.done
 
     async def flush(self) -> None:
         """Return when everything handed in so far has been written, or has failed."""
@@ -312,13 +308,6 @@ class Committer:
 
 def _io_error(error: StorageFailed) -> IoError:
     return IoError(f"{error.message}; the daemon stops")
-
-
-def _quiet_future() -> asyncio.Future[None]:
-    """A future whose error need not be looked at."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return future
 
 
 def _settle(group: _Group, error: RequestError | None) -> None:

@@ -2,7 +2,7 @@
 
 `load` is the only way in; what it returns is complete, typed and fits together, so nothing else in the
 daemon checks a setting again. Each key is one line of `Config`: its type, its default as one would write it
-in the file, and the function that reads it. `config.yaml` explains the keys to people.
+in the file, and the function of `kinds` that reads it. `config.yaml` explains the keys to people.
 
 This module never opens a socket, starts a process or touches the store. It reads the configuration file and
 the token file, and asks whether the roots are directories.
@@ -16,24 +16,19 @@ ignored.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 
-from pfsd import codecs
+from pfsd import codecs, kinds
 from pfsd.errors import ConfigError
-
-KIB = 1 << 10
-MIB = 1 << 20
-TIB = 1 << 40
+from pfsd.kinds import KIB, MIB, TIB, Address, format_size, printable, show
 
 #: Bytes of `memory` kept for what the daemon holds besides the slab: socket buffers and journal batches.
 DAEMON_RESERVE = 8 * MIB
@@ -41,244 +36,11 @@ DAEMON_RESERVE = 8 * MIB
 SLAB_UNIT = 64 * KIB
 #: Most parts in one run. Longer ones save few journal bytes more, but delay the first byte of a get.
 MAX_RUN_PARTS = 16
-#: Linux keeps 108 bytes for the address of a Unix socket, the last one a NUL.
-MAX_UNIX_PATH = 107
 
-LEVELS = {"zstd": (1, 19), "zlib": (1, 9)}
-MAX_PROCESSES = 256
-MIN_TOKEN_CHARS = 8
-#: A token travels in one line of the protocol, quoted byte by byte at worst; this leaves ample room.
-MAX_TOKEN_CHARS = 1024
 #: A configuration is a page of text; anything bigger is some other file, and YAML is slow.
 MAX_FILE_BYTES = 256 * KIB
 #: A list in the mapping is all the nesting there is; a little more lets the error name the key.
 _MAX_DEPTH = 8
-
-
-# --- addresses ----------------------------------------------------------------------------------
-
-
-class TcpAddress(NamedTuple):
-    """Host without brackets, and port; port 0 stands for any free one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can connect. A host name is not local, whatever it resolves to today."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return bool((mapped or address).is_loopback)
-
-
-class UnixAddress(NamedTuple):
-    """Absolute path of a Unix socket."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-    @property
-    def is_local(self) -> bool:
-        return True
-
-
-Address = TcpAddress | UnixAddress
-
-_TCP = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
-_ADDRESS_RULE = "must be HOST:PORT, [IPV6]:PORT (port 0 to 65535) or unix:PATH"
-
-
-def parse_address(text: str, base: Path) -> Address:
-    """The address `text` stands for; a relative Unix path counts from `base`.
-
-    Raises ValueError, with the rule as its text.
-    """
-    if text.startswith("unix:"):
-        path = _path(text.removeprefix("unix:"), base)
-        if len(os.fsencode(path)) > MAX_UNIX_PATH:
-            raise ValueError(f"the absolute path of a Unix socket must have 1 to {MAX_UNIX_PATH} bytes")
-        return UnixAddress(path)
-    match = _TCP.fullmatch(text)
-    if not match or int(match["port"]) > 65535 or (match["six"] and not _is_ipv6(match["six"])):
-        raise ValueError(_ADDRESS_RULE)
-    return TcpAddress(match["six"] or match["host"], int(match["port"]))
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return text.isprintable()  # a scope after % may hold anything
-
-
-# --- sizes --------------------------------------------------------------------------------------
-
-_POWERS = "BKMGT"
-_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?(?:(B)|([KMGT])(|i|iB|B))", re.IGNORECASE)
-_SIZE_RULE = "bytes, or a number with B, K M G T or KiB MiB GiB TiB (powers of 1024), or KB MB GB TB (powers of 1000)"
-
-
-def parse_size(value: object) -> int:
-    """Bytes in a size such as 4096, "64K", "1.5GiB" or "10MB".
-
-    Raises ValueError if it is none, or comes to a fraction of a byte.
-    """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"is not a size: {_SIZE_RULE}")
-    number, single, letter, suffix = match.groups()
-    unit = 1000 if suffix and suffix.upper() == "B" else 1024
-    size = Fraction(number) * unit ** _POWERS.index((single or letter).upper())
-    if size.denominator != 1:
-        raise ValueError("is not a whole number of bytes")
-    return int(size)
-
-
-def format_size(size: int) -> str:
-    """`size` bytes in the largest unit that says it exactly: 1048576 is 1MiB, 1048577 is 1048577 bytes."""
-    for power, unit in reversed(list(enumerate(("KiB", "MiB", "GiB", "TiB"), start=1))):
-        if size and size % 1024**power == 0:
-            return f"{size // 1024**power}{unit}"
-    return f"{size} bytes"
-
-
-# --- one function for each kind of value --------------------------------------------------------
-# Each takes the value as the file has it and the directory that relative paths count from, and returns it
-# typed or raises ValueError with the words that follow "got VALUE; ".
-
-_Parser = Callable[[object, Path], Any]
-
-
-def _addresses(value: object, base: Path) -> tuple[Address, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{_ADDRESS_RULE}, or a list of one or more of them")
-    return tuple(_each(lambda text: parse_address(text, base), texts))
-
-
-def _directories(value: object, base: Path) -> tuple[Path, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError("must be a list of one or more existing directories")
-    return tuple(_each(lambda text: _directory(text, base), value))
-
-
-def _each(parse: Callable[[Any], Any], values: list[object]) -> list[Any]:
-    """All `values` parsed; the error names the one that is wrong."""
-    parsed = []
-    for value in values:
-        try:
-            parsed.append(parse(value))
-        except ValueError as error:
-            raise ValueError(f"{_show(value)} {error}" if len(values) > 1 else str(error)) from None
-    return parsed
-
-
-def _directory(value: object, base: Path) -> Path:
-    path = _path(value, base)
-    if not path.is_dir():
-        raise ValueError("must be an existing directory")
-    return path
-
-
-def _path(value: object, base: Path) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a path: text, not empty, without NUL")
-    if value.startswith("~"):
-        raise ValueError("must be a path written out: ~ does not stand for a home directory here")
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:
-        raise ValueError("must be a path that the file system can encode") from None
-    return base / value
-
-
-def _optional_path(value: object, base: Path) -> Path | None:
-    return None if value is None else _path(value, base)
-
-
-def _size(low: int, high: int) -> _Parser:
-    limits = f"must be {format_size(low)} to {format_size(high)}"
-
-    def parse(value: object, base: Path) -> int:
-        try:
-            size = parse_size(value)
-        except ValueError as error:
-            raise ValueError(f"{limits}, but it {error}") from None
-        if not low <= size <= high:
-            raise ValueError(limits)
-        return size
-
-    return parse
-
-
-def _integer(low: int, high: int) -> _Parser:
-    def parse(value: object, base: Path) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
-def _processes(value: object, base: Path) -> int | str:
-    try:
-        return "auto" if value == "auto" else int(_integer(1, MAX_PROCESSES)(value, base))
-    except ValueError as error:
-        raise ValueError(f"{error}, or auto") from None
-
-
-def _level(value: object, base: Path) -> int:
-    """Any whole number: what range holds depends on the codec, see `_check_level`."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        ranges = ", ".join(f"{low} to {high} for {codec}" for codec, (low, high) in LEVELS.items())
-        raise ValueError(f"must be a whole number, {ranges}")
-    return value
-
-
-def _seconds(low: float, high: float) -> _Parser:
-    def parse(value: object, base: Path) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError(f"must be {low:g} to {high} seconds")
-        return float(value)
-
-    return parse
-
-
-def _choice(*words: str) -> _Parser:
-    def parse(value: object, base: Path) -> str:
-        if not isinstance(value, str) or value not in words:
-            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
-        return value
-
-    return parse
-
-
-def _token(value: object, base: Path) -> str | None:
-    return None if value is None else check_token(value)
-
-
-def check_token(value: object) -> str:
-    """`value` if it may be a token, else ValueError with the rule and never the value."""
-    fits = isinstance(value, str) and MIN_TOKEN_CHARS <= len(value) <= MAX_TOKEN_CHARS
-    if not fits or any(char.isspace() or not char.isprintable() for char in str(value)):
-        raise ValueError(
-            f"must be {MIN_TOKEN_CHARS} to {MAX_TOKEN_CHARS} characters, none of them whitespace or control"
-        )
-    return str(value)
 
 
 # --- the keys -----------------------------------------------------------------------------------
@@ -287,12 +49,12 @@ def check_token(value: object) -> str:
 @dataclass(frozen=True)
 class _Key:
     default: object  # as it would stand in the file
-    parse: _Parser
+    parse: kinds.Parser
     is_list: bool = False  # separated by commas in the environment
     is_secret: bool = False  # always text, and shown nowhere
 
 
-def _key(default: object, parse: _Parser, *, is_list: bool = False, is_secret: bool = False) -> Any:
+def _key(default: object, parse: kinds.Parser, *, is_list: bool = False, is_secret: bool = False) -> Any:
     return field(metadata={"key": _Key(default, parse, is_list, is_secret)}, repr=not is_secret)
 
 
@@ -300,28 +62,30 @@ def _key(default: object, parse: _Parser, *, is_list: bool = False, is_secret: b
 class Config:
     """All settings, checked. Paths are absolute, sizes are bytes, times are seconds."""
 
-    listen: tuple[Address, ...] = _key("127.0.0.1:7373", _addresses, is_list=True)
-    path: Path = _key("store", _path)
+    listen: tuple[Address, ...] = _key("127.0.0.1:7373", kinds.addresses, is_list=True)
+    path: Path = _key("store", kinds.path)
     #: `auto` is already worked out.
-    processes: int = _key("auto", _processes)
-    memory: int = _key("256MiB", _size(1 * MIB, 16 * TIB))
-    part_size: int = _key("1MiB", _size(4 * KIB, 64 * MIB))
-    codec: Literal["zstd", "zlib", "none"] = _key("zstd", _choice("zstd", "zlib", "none"))
-    level: int = _key(1, _level)
-    roots: tuple[Path, ...] = _key(["."], _directories, is_list=True)
+    processes: int = _key("auto", kinds.processes)
+    memory: int = _key("256MiB", kinds.size(1 * MIB, 16 * TIB))
+    part_size: int = _key("1MiB", kinds.size(4 * KIB, 64 * MIB))
+    codec: Literal["zstd", "zlib", "none"] = _key("zstd", kinds.choice("zstd", "zlib", "none"))
+    level: int = _key(1, kinds.level)
+    roots: tuple[Path, ...] = _key(["."], kinds.directories, is_list=True)
     #: The token in force, from wherever it came; None if none is needed.
-    token: str | None = _key(None, _token, is_secret=True)
-    token_file: Path | None = _key(None, _optional_path)
-    allow_exit: Literal["local", "anyone", "nobody"] = _key("local", _choice("local", "anyone", "nobody"))
-    durability: Literal["always", "none"] = _key("always", _choice("always", "none"))
-    md5: Literal["auto", "hashlib"] = _key("auto", _choice("auto", "hashlib"))
-    loop: Literal["uvloop", "asyncio"] = _key("uvloop", _choice("uvloop", "asyncio"))
-    max_clients: int = _key(1000, _integer(1, 100_000))
+    token: str | None = _key(None, kinds.token, is_secret=True)
+    token_file: Path | None = _key(None, kinds.optional_path)
+    allow_exit: Literal["local", "anyone", "nobody"] = _key("local", kinds.choice("local", "anyone", "nobody"))
+    durability: Literal["always", "none"] = _key("always", kinds.choice("always", "none"))
+    md5: Literal["auto", "hashlib"] = _key("auto", kinds.choice("auto", "hashlib"))
+    loop: Literal["uvloop", "asyncio"] = _key("uvloop", kinds.choice("uvloop", "asyncio"))
+    max_clients: int = _key(1000, kinds.integer(1, 100_000))
     #: 0 is never.
-    idle_timeout: float = _key(600, _seconds(0, 31_536_000))
-    line_timeout: float = _key(30, _seconds(0.01, 3600))
-    stop_timeout: float = _key(30, _seconds(0, 3600))
-    log_level: Literal["debug", "info", "warning", "error"] = _key("info", _choice("debug", "info", "warning", "error"))
+    idle_timeout: float = _key(600, kinds.seconds(0, 31_536_000))
+    line_timeout: float = _key(30, kinds.seconds(0.01, 3600))
+    stop_timeout: float = _key(30, kinds.seconds(0, 3600))
+    log_level: Literal["debug", "info", "warning", "error"] = _key(
+        "info", kinds.choice("debug", "info", "warning", "error")
+    )
 
     @property
     def slab_size(self) -> int:
@@ -355,7 +119,7 @@ def worker_overhead(codec: str, level: int, part_size: int) -> int:
 def auto_processes(cpus: int, memory: int, overhead: int) -> int:
     """One process for each of `cpus`, or as many as leave half of `memory` to the slab; at least one."""
     affordable = (memory // 2 - DAEMON_RESERVE) // overhead
-    return max(1, min(cpus, affordable, MAX_PROCESSES))
+    return max(1, min(cpus, affordable, kinds.MAX_PROCESSES))
 
 
 def least_memory(processes: int, overhead: int, part_size: int) -> int:
@@ -374,7 +138,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     with one line that names the file or variable, the key, what was given, and what would be right.
     """
     base = path.absolute().parent
-    asked = _Asked(_printable(str(path)), _read_file(path), _read_environ(environ))
+    asked = _Asked(printable(str(path)), _read_file(path), _read_environ(environ))
     values = {key: asked.parse(key, base) for key in KEYS}
     _check_level(asked, values)
     _settle_token(asked, values)
@@ -400,16 +164,16 @@ class _Asked:
 
     def refuse(self, key: str, reason: str) -> ConfigError:
         where = f"environment variable {_variable(key)}" if key in self._environ else self._file
-        shown = "a value" if _KEYS[key].is_secret else _show(self._values[key])
+        shown = "a value" if _KEYS[key].is_secret else show(self._values[key])
         default = "" if key in self._given else " (the default)"
         return ConfigError(f"{where}: {key}: got {shown}{default}; {reason}")
 
 
 def _check_level(asked: _Asked, values: dict[str, Any]) -> None:
     codec, level = values["codec"], values["level"]
-    if codec not in LEVELS:
+    if codec not in kinds.LEVELS:
         return
-    low, high = LEVELS[codec]
+    low, high = kinds.LEVELS[codec]
     if not low <= level <= high:
         raise asked.refuse("level", f"must be a whole number from {low} to {high} with codec {codec}")
 
@@ -470,7 +234,7 @@ def _read_token(path: Path) -> str:
             raise ValueError(f"is open to others (mode {mode:04o}) and must be private: chmod 600 the file")
         line = file.readline(MAX_FILE_BYTES)
     try:
-        return check_token(line.decode().strip())
+        return kinds.check_token(line.decode().strip())
     except UnicodeDecodeError:
         raise ValueError("must hold the token as UTF-8 text in its first line") from None
     except ValueError as error:
@@ -499,12 +263,12 @@ def _from_variable(key: _Key, text: str) -> object:
 
 def _read_file(path: Path) -> dict[str, object]:
     """The keys that the file sets, in no way checked but for being keys."""
-    name = _printable(str(path))
+    name = printable(str(path))
     try:
         with open(path, "rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
-        looked = _printable(str(path.absolute()))
+        looked = printable(str(path.absolute()))
         raise ConfigError(f"{looked}: no such configuration file; name another one with --config FILE") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         words = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
@@ -517,12 +281,12 @@ def _read_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"{name}: must be UTF-8 text; byte {error.start} is not") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ConfigError(f"{name}: {_line(mark)}is not YAML: {_printable(error.problem or 'syntax error')}") from None
+        raise ConfigError(f"{name}: {_line(mark)}is not YAML: {printable(error.problem or 'syntax error')}") from None
     except yaml.YAMLError:
         raise ConfigError(f"{name}: is not YAML: it holds control characters") from None
     # PyYAML lets these two through for "\UFFFFFFFF".
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{name}: {_printable(str(error))}") from None
+        raise ConfigError(f"{name}: {printable(str(error))}") from None
 
 
 def _parse_yaml(text: str) -> dict[str, object]:
@@ -538,7 +302,7 @@ def _parse_yaml(text: str) -> dict[str, object]:
         key = name.value if isinstance(name, yaml.ScalarNode) else None
         line = _line(name.start_mark)
         if key not in _KEYS:
-            raise ValueError(f"{line}{_show(key or _value(name))} is no key; the keys are {', '.join(KEYS)}")
+            raise ValueError(f"{line}{show(key or _value(name))} is no key; the keys are {', '.join(KEYS)}")
         if key in values:
             raise ValueError(f"{line}{key}: is given twice; must be given once")
         values[key] = _secret(node) if _KEYS[key].is_secret else _value(node)
@@ -597,28 +361,3 @@ def _plain(text: str) -> object:
     if _INTEGER.fullmatch(text):
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
-
-
-# --- showing ------------------------------------------------------------------------------------
-
-
-def _show(value: object, limit: int = 80) -> str:
-    """A value in one line, as YAML would have it."""
-    match value:
-        case None:
-            shown = "null"
-        case bool():
-            shown = str(value).lower()
-        case str():
-            shown = f"'{value}'" if value.isprintable() else ascii(value)
-        case list():
-            shown = f"[{', '.join(_show(item) for item in value[:limit])}]"
-        case dict():
-            shown = "a mapping"
-        case _:
-            shown = str(value)
-    return shown if len(shown) <= limit else f"{shown[:limit]}..."
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import cast
 
 from pfsd.errors import Cancelled, UsageError
@@ -16,8 +17,10 @@ from pfsd.protocol import Flood, Line, LineReader, LongLine
 
 #: Lines are received in pieces of at most this size.
 LINE_BUFFER = 64 << 10
-#: Replies queue up to this many bytes before their writers wait; frames at least as long are not copied.
-WRITE_BUFFER = 64 << 10
+#: After its last byte a connection takes what still comes for so long, before it closes.
+LINGER_SECONDS = 1.0
+#: Frames up to this many bytes are copied, and their writers need not wait until they have left.
+COPIED_FRAME = 64 << 10
 
 
 class ConnectionLost(Cancelled):
@@ -39,8 +42,9 @@ class Connection(asyncio.BufferedProtocol):
         self._target: memoryview | None = None  # where content goes, while `fill` waits
         self._filled = 0
         self._news: asyncio.Future[None] | None = None  # resolved when bytes, end of input or loss come
-        self._reading = True
+        self._reading = True  # the loops begin to read after `connection_made`, whatever it says
         self._ended = False
+        self._half_closed = False
         self._lost = False
         self._writable = asyncio.Event()
         self._writable.set()
@@ -52,9 +56,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        # Resumed only when empty: by then the system has taken the memory that was handed over.
-        self.transport.set_write_buffer_limits(high=WRITE_BUFFER, low=0)
-        self._set_reading(False)
+        # Paused by the first byte that has to wait, and resumed only when empty: as long as there is one, it is in
+        # memory that was handed over.
+        self.transport.set_write_buffer_limits(high=0)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._buffer) if self._target is None else self._target
@@ -74,7 +78,7 @@ class Connection(asyncio.BufferedProtocol):
             self._wake()
 
     def eof_received(self) -> bool:
-        self._ended = True
+        self._ended = self._half_closed = True
         self._wake()
         return True  # half-close: answers still go out
 
@@ -96,6 +100,11 @@ class Connection(asyncio.BufferedProtocol):
     def lost(self) -> bool:
         """Whether the client is gone for good, so that nothing can be answered."""
         return self._lost
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether the client itself has ended the input, which was not just cut."""
+        return self._half_closed
 
     async def wait_lost(self) -> None:
         """Wait until the client is gone for good."""
@@ -124,10 +133,10 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- reading ---
 
-    async def lines(self, awaited: Callable[[], bool]) -> AsyncIterator[Line | LongLine]:
+    async def lines(self, on_idle: Callable[[], bool]) -> AsyncIterator[Line | LongLine]:
         """The lines that arrive, until the end of input or a flood.
 
-        ConnectionLost when the client is idle, unless it is `awaited()` that something is answered to it.
+        ConnectionLost when the client is idle, unless `on_idle()` says that it waits for an answer.
         UsageError for a line that the end of input cut off or that took too long.
         """
         loop = asyncio.get_running_loop()
@@ -149,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
                 try:
                     await self._wait(self._idle_seconds)
                 except ConnectionLost:
-                    if not awaited():
+                    if not on_idle():
                         raise
                 continue
             started = started or loop.time()
@@ -226,23 +235,27 @@ class Connection(asyncio.BufferedProtocol):
     # --- writing ---
 
     async def write(self, data: bytes) -> None:
-        """Queue reply bytes, once those before them have left."""
+        """Send reply bytes, once those before them have left."""
         await self.flushed()
         self.transport.write(data)
 
     async def write_frame(self, header: bytes, content: memoryview) -> None:
         """Send a frame; when this returns, the content's memory may change."""
         await self.flushed()
-        if len(content) <= WRITE_BUFFER:
+        if len(content) <= COPIED_FRAME:
             self.transport.write(header + bytes(content))
             return
         if header:
             self.transport.write(header)
         self.transport.write(content)
-        await self.flushed()
+        try:
+            await self.flushed()
+        except asyncio.CancelledError:
+            self.abort()  # the rest would be sent from memory that is someone else's by then
+            raise
 
     async def flushed(self) -> None:
-        """Wait until the write buffer is not full. ConnectionLost when the client takes nothing for too long."""
+        """Wait until all has left. ConnectionLost when the client takes nothing for too long."""
         while not self._writable.is_set():
             before = self.transport.get_write_buffer_size()
             try:
@@ -259,7 +272,20 @@ class Connection(asyncio.BufferedProtocol):
         """Read no more, as if the client had said all it has to say."""
         self._set_reading(False)
         self._lines = LineReader()
-        self.eof_received()
+        self._ended = True
+        self._wake()
+
+    async def say_end(self) -> None:
+        """Send what is queued and the end, then take what still comes for a moment.
+
+        To close with input unread would be a reset, which can overtake the last answers.
+        """
+        await self.flushed()
+        if not self._ended:
+            self.transport.write_eof()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self.discard_all()
 
     def close(self) -> None:
         """Close once everything queued is sent."""

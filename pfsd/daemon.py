@@ -26,7 +26,7 @@ from pfsd import disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.commands.engine import Engine, Settings
 from pfsd.committer import Committer
-from pfsd.config import Address, Config, TcpAddress, UnixAddress
+from pfsd.config import Config
 from pfsd.connection import Connection
 from pfsd.errors import (
     Busy,
@@ -38,6 +38,7 @@ from pfsd.errors import (
     StoreUnavailable,
 )
 from pfsd.journal import Journal
+from pfsd.kinds import Address, TcpAddress, UnixAddress
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import Registry
@@ -83,8 +84,8 @@ class Daemon:
             await self._start_workers()
             self._make_service()
             await self._tidy()
+            self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
-            self._handle_signals()
             await self._stopped.wait()
         except BaseException:
             self._workers.kill()
@@ -146,7 +147,7 @@ class Daemon:
             budget=self._budget,
             workers=self._workers,
             roots=Roots(config.roots, forbidden=[config.path]),
-            settings=Settings(config.part_size, config.run_parts, config.codec, config.level),
+            settings=Settings(config.part_size, config.run_parts, config.codec, config.level, self._durable),
         )
         self._service = Service(
             engine=self._engine,
@@ -156,7 +157,6 @@ class Daemon:
             line_seconds=config.line_timeout,
             max_clients=_descriptor_limit(config.max_clients),
             shut_down=self.shut_down,
-            shut_down_done=self._stopped.set,
             state=self._state,
         )
 
@@ -237,7 +237,10 @@ class Daemon:
             return "stopping"
         if self._committer.failed:
             return "readonly"
-        return "full" if disk.free_space(self._config.path) < 2 * RESERVE_BYTES else "ready"
+        try:
+            return "full" if disk.free_space(self._config.path) < 2 * RESERVE_BYTES else "ready"
+        except OSError:  # the store is gone
+            return "readonly"
 
     def _keep_reserve(self) -> None:
         with suppress(OSError):  # on a full disk it stays away until there is room
@@ -267,46 +270,45 @@ class Daemon:
 
     def _on_signal(self, number: int) -> None:
         log.info("%s: stopping", signal.Signals(number).name)
-        if self._service.stopping:
+        if self._stop_task is not None:
             self._hurry.set()
         self._begin_stop()
 
-    def _begin_stop(self) -> None:
+    def _begin_stop(self) -> asyncio.Task[None]:
         if self._stop_task is None:
+            self._service.stopping = True
             self._stop_task = asyncio.create_task(self._stop())
+        return self._stop_task
+
+    async def shut_down(self) -> None:
+        """Stop, or join the stop under way; it goes on when who asked for it is gone."""
+        await asyncio.shield(self._begin_stop())
 
     async def _stop(self) -> None:
-        await self.shut_down(None)
-        self._stopped.set()
-
-    async def shut_down(self, asking: asyncio.Task[None] | None) -> None:
-        """No new requests; running ones, but for the one that asks, finish or are given up; then processes end."""
+        """No new requests; running ones finish or are given up; then the processes end."""
         service = self._service
-        if service.stopping:
-            return
-        service.stopping = True
         log.info("stopping: %d requests are running", len(service.running))
         threading.Thread(target=self._watch_stop, daemon=True).start()
         for server in self._servers:
             server.close()
         patience = self._config.stop_timeout
-        await self._await_running(asking, patience / 2)
-        for task in service.running - {asking}:
+        done = asyncio.ensure_future(self._all_done())
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({done, hurry}, timeout=patience / 2, return_when=asyncio.FIRST_COMPLETED)
+        for task in service.running:
             task.cancel()
-        await self._await_running(asking, patience / 4)
-        await self._engine.settle()
+        await asyncio.wait({done}, timeout=max(CLOSE_SECONDS, patience / 4))
+        await self._workers.stop()  # who is not done yet waits for a process that hangs
+        await asyncio.wait({done}, timeout=max(CLOSE_SECONDS, patience / 4))
+        for waiting in (done, hurry):
+            waiting.cancel()
         await self._committer.close()
-        await self._workers.stop()
+        self._stopped.set()
 
-    async def _await_running(self, asking: asyncio.Task[None] | None, seconds: float) -> None:
-        async def all_done() -> None:
-            while tasks := self._service.running - {asking}:
-                await asyncio.wait(tasks)
-
-        done, hurry = asyncio.ensure_future(all_done()), asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait({done, hurry}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        done.cancel()
-        hurry.cancel()
+    async def _all_done(self) -> None:
+        while self._service.running:
+            await asyncio.wait(self._service.running)
+        await self._engine.settle()
 
     def _watch_stop(self) -> None:
         """A stop that hangs, say in a dead disk, still ends."""

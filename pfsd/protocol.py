@@ -138,14 +138,24 @@ def tag_of(line: bytes) -> bytes | None:
 
 
 _TOKEN = re.compile(rb"""[ \t]*((?:"(?:\\.|[^"\\])*(?:"|$)|[^ \t"])+)""", re.DOTALL)
+_FRAME = re.compile(rb"[ \t]*(?:@[^ \t]*[ \t]+)?DATA(?![^ \t])", re.IGNORECASE)
+_FRAME_SIZE = re.compile(_FRAME.pattern + rb"[ \t]+([0-9]{1,19})(?![^ \t])", re.IGNORECASE)
 _SIZE = re.compile(rb'size="?([0-9]{1,19}|chunked|eof)"?', re.IGNORECASE)
 
 
+def is_frame(line: bytes) -> bool:
+    """Whether a line, however broken, is the header of a DATA frame."""
+    return _FRAME.match(line) is not None
+
+
 def announced_size(line: bytes) -> bytes | None:
-    """What a `put -` line, however broken, says of the content that follows it: digits, chunked, eof or None.
+    """What a `put -` or DATA line, however broken, says of the content that follows it: digits, chunked, eof or None.
 
     Content that is not recognised as such would be taken for requests, so this reads more than `parse_request`.
     """
+    if is_frame(line):
+        size = _FRAME_SIZE.match(line)
+        return size and size[1]
     tokens = [found[1] for found in _TOKEN.finditer(line)]
     if tokens and tokens[0].startswith(b"@"):
         tokens = tokens[1:]

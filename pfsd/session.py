@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pfsd
 from pfsd import protocol
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 64
 #: Uploads in frames that one connection may have open: each holds memory while its client sends others.
 MAX_OPEN_UPLOADS = 32
+#: Uploads in frames, refused and failed ones too, whose end has not come; beyond it the connection ends.
+MAX_FEEDS = 1024
 #: A wrong token is answered after this long, so that guessing is slow.
 WRONG_TOKEN_SECONDS = 1.0
 #: What runs even while the daemon stops.
@@ -62,12 +65,12 @@ class Service:
     idle_seconds: float
     line_seconds: float
     max_clients: int
-    shut_down: Callable[[asyncio.Task[None] | None], Awaitable[None]]
-    shut_down_done: Callable[[], None]
+    shut_down: Callable[[], Awaitable[None]]
     state: Callable[[], str]
     started: float = field(default_factory=time.monotonic)
     sessions: set[Session] = field(default_factory=set)
-    running: set[asyncio.Task[None]] = field(default_factory=set)
+    #: Requests at work; those that wait for their turn are not among them.
+    running: set[asyncio.Task[Any]] = field(default_factory=set)
     stopping: bool = False
 
 
@@ -152,7 +155,7 @@ class Session:
         self._feeds: dict[bytes | None, Feed] = {}
         self._room = asyncio.Event()
         self._seen_line = False
-        self._over = False
+        self._leaving = False  # cat or quit was the last request: only frames of open uploads matter now
 
     # --- the serving loop ---
 
@@ -167,6 +170,8 @@ class Session:
                 lost = asyncio.ensure_future(self._connection.wait_lost())
                 await asyncio.wait({lost, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
                 lost.cancel()
+            with suppress(ConnectionLost):
+                await self._connection.say_end()
         finally:
             await self._cancel_tasks()
             self._connection.close()
@@ -183,45 +188,66 @@ class Session:
 
     async def _read(self) -> None:
         try:
-            async for event in self._connection.lines(awaited=lambda: bool(self._tasks)):
+            async for event in self._connection.lines(self._on_idle):
                 if isinstance(event, protocol.LongLine):
                     if await self._turn_away_http(event.head, cut=True):
                         return
                     error = TooLong(f"a line has at most {protocol.MAX_LINE} bytes; all of it was ignored")
                     self._refuse(error, protocol.tag_of(event.head), protocol.LF)
-                    continue
-                await self._handle(event.text, event.ending)
-                if self._over:
+                elif not await self._handle(event.text, event.ending):
+                    return
+                if len(self._feeds) > MAX_FEEDS or (self._leaving and not self._open_uploads()):
                     return
                 await self._wait_for_room()
         except UsageError as error:
             self._refuse(error, None, protocol.LF)
 
+    def _open_uploads(self) -> dict[bytes | None, Feed]:
+        """Uploads in frames that still want content, by tag."""
+        return {tag: feed for tag, feed in self._feeds.items() if not feed.over()}
+
+    def _on_idle(self) -> bool:
+        """Whether a client that sends nothing waits for an answer. Uploads that wait for it are given up."""
+        waits = bool(self._tasks)
+        for feed in self._open_uploads().values():
+            feed.fail(Cancelled(f"no content came for {self._service.idle_seconds:g} seconds; nothing was stored"))
+        return waits
+
     async def _wait_for_room(self) -> None:
         while len(self._tasks) >= MAX_REQUESTS:
+            if upload := self._open_uploads().get(None):
+                # All the others may be waiting for it, and it for frames that are not read without room.
+                upload.fail(Busy(f"{MAX_REQUESTS} requests of this connection wait, maybe for this upload to end"))
             self._room.clear()
             await self._room.wait()
 
-    async def _handle(self, line: bytes, ending: bytes) -> None:
+    async def _handle(self, line: bytes, ending: bytes) -> bool:
+        """Carry out one line; whether the connection can go on."""
         if not line.strip():
-            return
+            return True
         if await self._turn_away_http(line):
-            self._over = True
-            return
+            return False
         if line.startswith(b"#"):
-            return
+            return True
         try:
             request = protocol.parse_request(line, ending)
             if request.verb in ("data", "abort"):
                 await self._frame(request)
-                return
-            self._admit(request)
+            elif not self._leaving:
+                self._admit(request)
+                await self._start(request)
+        except ConnectionLost:
+            raise
         except RequestError as error:
             tag = protocol.tag_of(line)
-            self._refuse(error, tag, ending)
+            if protocol.is_frame(line) and tag in self._feeds:
+                self._feeds[tag].fail(error)  # the upload's answer, if it has none yet
+            else:
+                self._refuse(error, tag, ending)
+            if isinstance(error, TooLong):
+                return False
             await self._discard(protocol.announced_size(line), tag)
-            return
-        await self._start(request)
+        return True
 
     async def _turn_away_http(self, line: bytes, cut: bool = False) -> bool:
         """Whether this is the first line and HTTP, which is then refused: no later line may run."""
@@ -233,74 +259,80 @@ class Session:
         return True
 
     def _admit(self, request: Request) -> None:
-        """Raise what forbids this request here and now."""
+        """Raise what is wrong with this request among the others of its connection."""
         check(request)
-        verb = request.verb
+        if not self._tasks:  # else those before it may change what is allowed, and it is asked in its turn
+            self._allow(request.verb)
+        if request.tag is not None and request.tag in self._tags:
+            raise UsageError(f"the tag {request.tag.decode()} is in use by a running request")
+        if request.verb == "cat" and request.tag is not None:
+            raise UsageError("cat takes no tag: its bytes have no place to carry one; use get FILE -")
+        if request.carries_content:
+            self._admit_upload(request)
+
+    def _allow(self, verb: str) -> None:
+        """Raise what forbids a command when its turn has come: by then the ones before it have had their effect."""
         if not self._trusted and verb not in BEFORE_AUTH:
             raise AuthError("this daemon wants its token first: auth TOKEN")
         if self._service.stopping and verb not in WHILE_STOPPING:
             raise Stopping("the daemon is shutting down")
-        if request.tag is not None and request.tag in self._tags:
-            raise UsageError(f"the tag {request.tag.decode()} is in use by a running request")
-        if verb == "cat" and request.tag is not None:
-            raise UsageError("cat takes no tag: its bytes have no place to carry one; use get FILE -")
-        if request.carries_content:
-            self._admit_upload(request)
 
     def _admit_upload(self, request: Request) -> None:
         _content_size(request)
         if "name" not in request.options:
             raise UsageError("content needs a name: put - name=NAME size=N|chunked|eof")
         protocol.check_name(request.options["name"])
-        open_feeds = [tag for tag, feed in self._feeds.items() if not feed.over()]
-        if request.tag is None and None in open_feeds:
+        open_uploads = self._open_uploads()
+        if request.tag is None and None in open_uploads:
             raise UsageError("the untagged upload before this one is not ended; end it with DATA 0, or use tags")
-        if len(open_feeds) >= MAX_OPEN_UPLOADS:
+        if len(open_uploads) >= MAX_OPEN_UPLOADS:
             raise Busy(f"{MAX_OPEN_UPLOADS} uploads are open on this connection; end one first")
 
     async def _start(self, request: Request) -> None:
-        if request.verb in ("cat", "quit"):
-            # Raw bytes and the end of the session both come after everything else.
-            while self._tasks:
-                await asyncio.wait(self._tasks)
-            self._spawn(request, _COMMANDS[request.verb])
-            self._over = True
-        elif request.carries_content:
+        if request.carries_content:
             await self._start_upload(request)
-        else:
-            self._spawn(request, _COMMANDS[request.verb])
+            return
+        self._leaving = request.verb in ("cat", "quit")
+        self._spawn(request, _COMMANDS[request.verb])
 
     # --- tasks ---
 
     def _spawn(self, request: Request, command: _Command, feed: Feed | None = None) -> None:
-        before = None
-        if request.tag is None:
-            before = self._last_untagged
+        before = {self._last_untagged} if request.tag is None and self._last_untagged else set()
+        if self._leaving:
+            # Raw bytes and the end of the session both come after everything else.
+            before = set(self._tasks)
         task = asyncio.create_task(self._run(request, command, feed, before))
         if request.tag is None:
             self._last_untagged = task
         else:
             self._tags.add(request.tag)
         self._tasks.add(task)
-        self._service.running.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._service.running.discard(task)
+            self._ended(task)
             if request.tag is not None:
                 self._tags.discard(request.tag)
             if self._last_untagged is task:
                 self._last_untagged = None
             if feed is not None and not feed.upload.done():
                 feed.upload.set_result(None)
-            self._room.set()
+            if self._leaving and not self._tasks:
+                self._connection.end_input()
             if not task.cancelled() and (error := task.exception()):
                 log.error("client %d: a request ended badly", self._number, exc_info=error)
 
         task.add_done_callback(ended)
 
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._service.running.discard(task)
+        self._room.set()
+
     def _refuse(self, error: RequestError, tag: bytes | None, ending: bytes) -> None:
         """Answer with an error, in turn."""
+        if self._leaving:
+            return
 
         async def raise_error(session: Session, request: Request, answer: Answer, feed: Feed | None) -> None:
             raise error
@@ -309,17 +341,20 @@ class Session:
             # The tag belongs to another request, whose bookkeeping must not be touched.
             task = asyncio.create_task(self._answer_error(error, Answer(self._connection, tag, ending)))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
             return
         self._spawn(Request("", tag=tag, ending=ending), raise_error)
 
     async def _run(
-        self, request: Request, command: _Command, feed: Feed | None, before: asyncio.Task[None] | None
+        self, request: Request, command: _Command, feed: Feed | None, before: set[asyncio.Task[None]]
     ) -> None:
-        if before is not None and not before.done():
-            await asyncio.wait({before})
+        if before:
+            await asyncio.wait(before)
         answer = Answer(self._connection, request.tag, request.ending)
+        self._service.running.add(_current_task())
         try:
+            if request.verb in VERBS:
+                self._allow(request.verb)
             await command(self, request, answer, feed)
         except ConnectionLost:
             pass
@@ -351,22 +386,24 @@ class Session:
         if framed:
             self._feeds[request.tag] = feed
         self._spawn(request, _put, feed)
-        upload = await feed.upload
-        if framed:
-            return
-        if size == b"eof":
-            await self._receive(feed, upload, None)
+        await feed.upload
+        if not framed and await self._receive(feed, None if size == b"eof" else int(size)):
             feed.end()
-        elif await self._receive(feed, upload, int(size)):
-            feed.end()
-        else:
-            feed.fail(UsageError("the content was cut short by the end of input; nothing was stored"))
 
-    async def _receive(self, feed: Feed, upload: put.Upload | None, count: int | None) -> bool:
-        """Read `count` bytes of content (None: all there is) into the upload; whether all came.
+    async def _receive(self, feed: Feed, count: int | None) -> bool:
+        """Read `count` bytes of content (None: all there is) into the upload; whether all came, else it fails.
 
         When the upload fails the rest is thrown away, so that the connection stays in step.
         """
+        whole = False
+        try:
+            whole = await self._fill(feed, await feed.upload, count)
+        finally:
+            if not whole:
+                feed.fail(UsageError("the content was cut short; nothing was stored"))
+        return whole
+
+    async def _fill(self, feed: Feed, upload: put.Upload | None, count: int | None) -> bool:
         received = 0
         while count is None or received < count:
             if upload is None or feed.over():
@@ -376,7 +413,7 @@ class Session:
                 return await self._connection.discard(count - received)
             try:
                 await upload.space()
-            except RequestError as error:
+            except Exception as error:
                 feed.fail(error)
                 continue
             view = upload.view if count is None else upload.view[: count - received]
@@ -390,15 +427,15 @@ class Session:
                 continue
             upload.advance(got)
             if got < len(view):
-                return False
+                return count is None and self._connection.half_closed
         return True
 
     async def _frame(self, request: Request) -> None:
         """A DATA or ABORT line of an upload in frames."""
         feed = self._feeds.get(request.tag)
+        if feed is None:
+            raise UsageError("there is no upload that this line belongs to")
         if request.verb == "abort":
-            if feed is None:
-                raise UsageError("there is no upload to abort")
             feed.fail(Cancelled("the upload was given up by its client; nothing was stored"))
             del self._feeds[request.tag]
             return
@@ -406,22 +443,12 @@ class Session:
             raise UsageError("a frame is: DATA <number of bytes>")
         size = protocol.parse_number("DATA", request.words[0].value)
         if size > protocol.MAX_FRAME:
-            error = TooLong(f"a frame has at most {protocol.MAX_FRAME} bytes; the connection is closed")
-            self._over = True
-            if feed is None or feed.over():
-                raise error
-            feed.fail(error)
-            return
-        if feed is None:
-            await self._connection.discard(size)
-            raise UsageError("there is no upload that this frame belongs to")
+            raise TooLong(f"a frame has at most {protocol.MAX_FRAME} bytes; the connection is closed")
         if not size:
             feed.end()
             del self._feeds[request.tag]
             return
-        upload = await feed.upload
-        if not await self._receive(feed, upload, size):
-            feed.fail(UsageError("the content was cut short by the end of input; nothing was stored"))
+        await self._receive(feed, size)
 
     async def _discard(self, size: bytes | None, tag: bytes | None) -> None:
         """Throw away the content that a refused `put -` line announced."""
@@ -483,12 +510,16 @@ class Session:
         try:
             async with put.Upload(self._engine, name, replace, size, progress, Flow()) as upload:
                 feed.upload.set_result(upload)
-                await upload.complete(feed.complete)
-                return await upload.commit()
+                try:
+                    await upload.complete(feed.complete)
+                    return await upload.commit()
+                finally:
+                    # Before the upload gives its memory back: the connection may be receiving into it.
+                    feed.fail(Cancelled("the upload is over"))
+                    if feed.filling:
+                        self._connection.stop_filling()
         finally:
             feed.fail(Cancelled("the upload is over"))
-            if feed.filling:
-                self._connection.stop_filling()
 
     async def _get(self, request: Request, answer: Answer, feed: Feed | None) -> None:
         on_error = request.options.get("on_error", b"fail")
@@ -688,14 +719,20 @@ class Session:
         allow = self._service.allow_exit
         if allow == "nobody" or (allow == "local" and not self._connection.is_local):
             raise Denied("this daemon is not stopped from here (allow_exit); quit ends just this session")
-        await self._service.shut_down(asyncio.current_task())
+        self._service.running.discard(_current_task())  # or the shutdown would wait for this
+        await self._service.shut_down()
         await answer.ok("exit")
-        self._service.shut_down_done()
 
 
 _Command = Callable[[Session, Request, Answer, Feed | None], Awaitable[None]]
 _put: _Command = Session._put
 _COMMANDS: dict[str, _Command] = {verb: getattr(Session, f"_{verb}") for verb in VERBS}
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _content_size(request: Request) -> int | None:

@@ -93,12 +93,14 @@ class Shell:
         self._commands: dict[str, console.Parser] = console.add_commands(self._parser, []).choices
         self._jobs: dict[int, Job] = {}
         self._count = 0
+        self._no_output: OSError | None = None
         self.failed = False
 
     # --- lines ---
 
     async def handle(self, line: str) -> bool:
-        """Act on one line; False when the user wants to leave."""
+        """Act on one line; False when the user wants to leave. OSError when output cannot be written any more."""
+        self.check()
         if not line.strip() or line.lstrip().startswith("#"):
             return True
         try:
@@ -161,8 +163,10 @@ class Shell:
             answer = await self._ask(f"{len(self._jobs)} commands are running; stop the daemon after them? [y/N] ")
             if (answer or "").strip().lower() not in ("y", "yes"):
                 return True
+        # The daemon would let running requests finish, but a command may be between two of its requests.
+        if not await self.wait():
+            return True
         job = self._start(line, arguments)
-        # The daemon lets running commands finish, so they are waited for as well.
         await self.wait()
         return job.task.cancelled() or job.task.result() != console.DONE
 
@@ -174,7 +178,17 @@ class Shell:
         self._jobs[job.number] = job
         self._say("started", job)
         job.task = asyncio.create_task(self._run(job, arguments))
+        job.task.add_done_callback(self._ended)
         return job
+
+    def _ended(self, task: asyncio.Task[int]) -> None:
+        if not task.cancelled() and isinstance(error := task.exception(), OSError):
+            self._no_output = self._no_output or error
+
+    def check(self) -> None:
+        """Raise the OSError that kept a command from showing what it did."""
+        if self._no_output is not None:
+            raise self._no_output
 
     async def _run(self, job: Job, arguments: argparse.Namespace) -> int:
         out = console.Output(as_json=self._as_json, quiet=self._quiet, job=job.number)
@@ -382,6 +396,7 @@ async def _leave(shell: Shell, piped: bool) -> int:
     if not complete:
         await shell.give_up()
         return console.INTERRUPTED
+    shell.check()
     return console.FAILED if shell.failed and piped else console.DONE
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from pfsd import config
 from pfsd.client import CannotConnect, Client
 from pfsd.errors import AuthError, FatalError
+from pfsd.kinds import Address, TcpAddress
 from pfsd.transfer import in_thread
 
 SERVER = Path(__file__).resolve().parent.parent / "server.py"
@@ -27,21 +28,23 @@ LOOK_SECONDS = 0.02
 
 
 async def daemon(config_file: Path, address: str | None, quiet: bool) -> str:
-    """Start a daemon unless one answers at last; returns the address to use, the first one it listens on or `address`.
+    """Start a daemon unless one answers; returns the address to use: `address`, or the first it is to listen on.
 
     CannotConnect with the daemon's last words when it cannot start.
     """
     try:
         settings = config.load(config_file, os.environ)
     except FatalError as error:
-        raise CannotConnect(f"no daemon answers and none can be started: {error}") from None
+        raise CannotConnect(f"no daemon can be started: {error}") from None
+    wanted = address or _connectable(settings.listen[0])
+    if wanted and await _answers(wanted):
+        return wanted
     log = _open_log(settings.path)
     with log, open(log.name, "rb") as lock:  # noqa: ASYNC230
         # Not on `log`: the daemon inherits that, and would keep the lock.
         await in_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        wanted = address or _connectable(settings.listen[0])
         if wanted and await _answers(wanted):
-            return wanted
+            return wanted  # the one that another client has started
         begin = os.fstat(log.fileno()).st_size
         process = _start(config_file, log)
         if not quiet:
@@ -50,9 +53,9 @@ async def daemon(config_file: Path, address: str | None, quiet: bool) -> str:
     return address or listening
 
 
-def _connectable(address: config.Address) -> str | None:
+def _connectable(address: Address) -> str | None:
     """An address as clients use it; None when only the daemon knows its port."""
-    return None if isinstance(address, config.TcpAddress) and address.port == 0 else str(address)
+    return None if isinstance(address, TcpAddress) and address.port == 0 else str(address)
 
 
 async def _answers(address: str) -> bool:

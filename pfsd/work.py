@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pfsd import codecs, hashing, packs, stores
-from pfsd.errors import BY_CODE, Changed, Corrupt, FieldValue, Missing, RequestError, from_os_error
+from pfsd import codecs, disk, hashing, packs, stores
+from pfsd.errors import BY_CODE, Changed, Corrupt, FieldValue, IoError, Missing, NotFound, RequestError, from_os_error
 
 Result = TypeVar("Result", covariant=True)
 Argument = TypeVar("Argument")
@@ -159,6 +159,7 @@ class _Process:
 
     slab: memoryview
     store: stores.PackStore
+    durable: bool
 
 
 def set_up(setup: Setup) -> None:
@@ -173,6 +174,7 @@ def set_up(setup: Setup) -> None:
     os.close(slab)
     if setup.lanes:
         hashing.use_lanes()
+    _Process.durable = setup.durable
     _Process.store = stores.open_store(setup.store_url, sync=setup.durable, epoch=setup.epoch)
 
 
@@ -207,6 +209,8 @@ def _task(function: Callable[[Argument, int], Outcome]) -> Task[Outcome]:
             return Failure(error.code, error.message, error.fields)
         except OSError as error:
             translated = from_os_error(error, function.__name__.replace("_", " "))
+            if isinstance(translated, NotFound):  # the store's directory is gone: nothing that a client named
+                translated = IoError(translated.message, **translated.fields)
             return Failure(translated.code, translated.message, translated.fields)
         except Exception as error:
             return Failure("internal", f"{type(error).__name__} in an I/O process", {}, traceback.format_exc())
@@ -291,6 +295,8 @@ def load_batch(task: LoadBatch, attempt: int) -> tuple[BadPart, ...]:
                     bad[at] = BadPart(part.seq, "io", os.strerror(error.errno or 0))
     except (Corrupt, Missing) as error:
         bad = {at: BadPart(part.seq, error.code, error.message) for at, part in enumerate(task.parts)}
+    except OSError as error:
+        bad = {at: BadPart(part.seq, "io", os.strerror(error.errno or 0)) for at, part in enumerate(task.parts)}
     md5s = hashing.md5_many(_Process.slab, [(part.at, part.row.size) for part in task.parts])
     for at, md5 in enumerate(md5s):
         if at not in bad and md5 != task.parts[at].row.md5:
@@ -311,6 +317,8 @@ def _write_target(task: LoadBatch, views: list[memoryview]) -> None:
             count = os.pwritev(fd, _at_most(left, end - offset), offset)
             offset += count
             left = _behind(left, count)
+        if _Process.durable:
+            disk.start_writeback(fd, task.target_offset, task.length)
     finally:
         os.close(fd)
 

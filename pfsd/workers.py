@@ -18,15 +18,20 @@ from typing import Any, TypeVar
 
 from pfsd import work
 from pfsd.aio import finish
-from pfsd.errors import IoError
+from pfsd.errors import IoError, Stopping
 from pfsd.fair import FairQueue, Flow
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: A process that has not finished one task by then is stuck. A run is at most 16 parts.
+#: A process that has not finished one task by then is stuck: so long, and what the slowest codec and disk take.
 TASK_SECONDS = 120.0
+SLOWEST_BYTES_PER_SECOND = 1 << 20
+
+
+#: How a slot shows that its process died, hangs, or could not be started; tasks themselves return their errors.
+_BROKEN = (BrokenExecutor, OSError, EOFError, RuntimeError)
 
 
 class _Lost(Exception):
@@ -87,6 +92,7 @@ class Workers:
         self._idle: list[_Slot] = []
         self._queue: FairQueue[asyncio.Future[_Slot]] = FairQueue()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopped = False
         #: Processes replaced since the start.
         self.replaced = 0
 
@@ -117,7 +123,7 @@ class Workers:
         """
         for attempt in range(work.ATTEMPTS):
             slot = await self._slot(flow, cost)
-            job = asyncio.create_task(self._run_on(slot, function, task, attempt))
+            job = asyncio.create_task(self._run_on(slot, function, task, attempt, cost))
             self._tasks.add(job)
             job.add_done_callback(self._tasks.discard)
             try:
@@ -130,10 +136,12 @@ class Workers:
         raise IoError(f"the I/O process died or hung {work.ATTEMPTS} times over this task; the log says more")
 
     async def stop(self) -> None:
-        """Wait for running tasks, then end all processes."""
+        """End all processes now, whatever they do; their tasks, and all later ones, are told Stopping."""
+        self._stopped = True
+        await asyncio.to_thread(self.kill)
         while self._tasks:
             await asyncio.wait(self._tasks)
-        await asyncio.to_thread(self.kill)
+        await asyncio.to_thread(self.kill)  # one that was just being replaced
 
     def kill(self) -> None:
         """End all processes now (blocking)."""
@@ -162,20 +170,23 @@ class Workers:
                 granted.set_result(self._idle.pop())
 
     async def _run_on(
-        self, slot: _Slot, function: work.Task[Result], task: object, attempt: int
+        self, slot: _Slot, function: work.Task[Result], task: object, attempt: int, cost: int
     ) -> Result | work.Failure:
         executor: Executor = slot.executor
+        seconds = self._task_seconds + cost / SLOWEST_BYTES_PER_SECOND
         try:
+            self._check_stopped()
             # Shielded: a cancelled future beside a dead process can hang its executor for good (gh-107219).
             future = asyncio.get_running_loop().run_in_executor(executor, function, task, attempt)
             future.add_done_callback(_retrieve)
-            return await asyncio.wait_for(asyncio.shield(future), self._task_seconds)
-        except (TimeoutError, BrokenExecutor) as error:
+            return await asyncio.wait_for(asyncio.shield(future), seconds)
+        except _BROKEN as error:
+            self._check_stopped()
             self.replaced += 1
             log.warning(
                 "I/O process %d %s during %s, attempt %d; it is replaced",
                 slot.number,
-                "died" if isinstance(error, BrokenExecutor) else f"hung for {self._task_seconds:g} s",
+                f"hung for {seconds:g} s" if isinstance(error, TimeoutError) else "died",
                 function.__name__,
                 attempt + 1,
             )
@@ -184,10 +195,14 @@ class Workers:
         finally:
             self._give_back(slot)
 
+    def _check_stopped(self) -> None:
+        if self._stopped:
+            raise Stopping("the daemon is shutting down")
+
     async def _replace(self, slot: _Slot) -> None:
         try:
             await asyncio.to_thread(slot.replace)
-        except (BrokenExecutor, OSError):
+        except _BROKEN:
             # The next task on this slot finds it broken and comes here again.
             log.exception("I/O process %d cannot be started again", slot.number)
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "protocol", "disk", "hashing", "fair", "aio"},
+    {"codecs", "protocol", "disk", "hashing", "fair", "aio", "kinds"},
     {"packs", "records", "config", "verbs", "paths"},
     {"stores", "registry", "journal"},
     {"stores.local", "stores.memory"},
@@ -37,7 +37,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: These stay usable from a worker process, a tool or a test without an event loop.
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
-    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config",
+    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {

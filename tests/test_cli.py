@@ -357,6 +357,50 @@ def test_a_closed_pipe_ends_quietly(shared_daemon: Daemon, command: list[str]) -
     client.stderr.close()
 
 
+def test_json_is_utf8_in_every_locale(shared_daemon: Daemon) -> None:
+    shared_daemon.ask("put - name=né replace=yes size=0\n".encode())
+    words = (f"--server=127.0.0.1:{shared_daemon.port}", "--json", "list", "né")
+    out, _ = start(*words, env=environ(PYTHONIOENCODING="latin-1")).communicate(timeout=PATIENCE_SECONDS)
+    assert [each["name"] for each in objects(out.decode()) if each["type"] == "file"] == ["né"]
+
+
+@pytest.mark.parametrize("typed", [None, b"list\n"])
+def test_output_that_cannot_be_written_is_an_error(shared_daemon: Daemon, typed: bytes | None) -> None:
+    shared_daemon.ask(b"put - name=a replace=yes size=0\n")
+    with open("/dev/full", "wb") as full:
+        words = ["list"] if typed is None else []
+        client = start(f"--server=127.0.0.1:{shared_daemon.port}", *words, stdin=subprocess.PIPE, stdout=full)
+        _, err = client.communicate(typed, PATIENCE_SECONDS)
+    assert client.returncode == 1
+    assert err == b"pfsd: no-space: standard input or output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "command", "code"),
+    [(0, "ping", 0), (0, "put - --name a", 1), (0, "", 1), (1, "ping", 0), (2, "ping", 0), (2, "stat nobody", 4)],
+)
+def test_closed_standard_streams(shared_daemon: Daemon, closed: int, command: str, code: int) -> None:
+    words = [sys.executable, str(CLIENT), f"--server=127.0.0.1:{shared_daemon.port}", *command.split()]
+    script = f'exec "$@" {closed}>&-'
+    done = subprocess.run(["sh", "-c", script, "sh", *words], capture_output=True, env=environ(), timeout=30)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert (done.stdout == b"") == (command != "ping" or closed == 1)
+
+
+def test_settings_that_are_not_utf8(shared_daemon: Daemon) -> None:
+    server = os.fsencode(f"127.0.0.1:{shared_daemon.port}")
+    rule = b"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not"
+    for settings, code, said in (
+        ({"PFSD_SERVER": server, "PFSD_TOKEN": b"\xff"}, 0, b""),  # this daemon takes any
+        ({"PFSD_SERVER": b"\xff:1"}, 2, b'pfsd: usage: "\\xff:1" has no name of a host\n'),
+        ({"PFSD_SERVER": b"\xff"}, 2, b'pfsd: usage: %b "\\xff"\n' % rule),
+    ):
+        client = start("ping", env=environ(**{key: os.fsdecode(value) for key, value in settings.items()}))
+        _, err = client.communicate(timeout=PATIENCE_SECONDS)
+        assert (client.returncode, err) == (code, said)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_put_stores_nothing(shared_daemon: Daemon, number: signal.Signals, code: int) -> None:
     daemon = shared_daemon
@@ -442,6 +486,19 @@ def test_spawn(config: Path) -> None:
         stop.communicate()
 
 
+def test_spawn_looks_where_the_configuration_says(
+    shared_daemon: Daemon, invoke: Run, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pfsd.client.DEFAULT_ADDRESS", f"127.0.0.1:{shared_daemon.port}")
+    words = ("--spawn", "--config", str(config))
+    try:
+        assert invoke(*words, "ping")[2].startswith("starting a daemon")
+        assert invoke(*words, "ping")[2] == ""
+    finally:
+        assert invoke(*words, "--quiet", "exit")[0] == 0
+    assert shared_daemon.ask(b"ping\n") == [b"OK ping"]
+
+
 def test_spawn_of_a_daemon_that_cannot_start(config: Path) -> None:
     (config.parent / "store").write_text("in the way")
     client = start("--spawn", "--config", str(config), "ping")
@@ -456,6 +513,20 @@ def test_spawn_of_a_daemon_that_cannot_start(config: Path) -> None:
 
 
 # --- the server's program -----------------------------------------------------------------------
+
+
+def test_a_python_without_the_modules_is_told_what_to_do(here: Path) -> None:
+    (here / "yaml.py").write_text("raise ModuleNotFoundError('no', name='yaml')")
+    for program in (["server.py"], ["client.py", "--server=127.0.0.1:1", "--spawn", "ping"]):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / program[0]), *program[1:]],
+            capture_output=True,
+            env=environ(PYTHONPATH=str(here)),
+            timeout=PATIENCE_SECONDS,
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"pfsd: this Python lacks the module yaml; `make run` ")
+        assert done.stderr.count(b"\n") == 1
 
 
 def serve(*words: str) -> tuple[int, str, str]:

@@ -16,21 +16,15 @@ from hypothesis import strategies as st
 from pfsd.config import (
     DAEMON_RESERVE,
     KEYS,
-    KIB,
-    MIB,
     SLAB_UNIT,
     Config,
-    TcpAddress,
-    UnixAddress,
     auto_processes,
-    format_size,
     least_memory,
     load,
-    parse_address,
-    parse_size,
     worker_overhead,
 )
 from pfsd.errors import ConfigError
+from pfsd.kinds import KIB, MIB, TcpAddress, UnixAddress, format_size, parse_address, parse_size
 
 SHIPPED = Path(__file__).resolve().parent.parent / "config.yaml"
 SECRET = "correct-horse-battery"

@@ -364,3 +364,70 @@ def test_a_free_port_can_be_asked_for(idle_daemon: Daemon) -> None:
     assert idle_daemon.ready_lines == [f"pfsd ready on 127.0.0.1:{port}"]
     with Wire(("127.0.0.1", port)) as wire:
         assert wire.ask(b"ping\n") == [b"OK ping"]
+
+
+# --- exit and what stands in its way --------------------------------------------------------------
+
+
+def test_requests_behind_an_exit_do_not_hold_it_up(idle_daemon: Daemon) -> None:
+    idle_daemon.config(stop_timeout=3600)
+    idle_daemon.start()
+    with idle_daemon.connect() as wire:
+        wire.send(b"exit\nping\nput - name=late size=3\nabc")
+        assert wire.line() == b"OK exit"
+        assert wire.line() == b"OK ping"
+        assert code(wire.line()) == "stopping"
+    idle_daemon.wait(0)
+
+
+@pytest.mark.parametrize("second", [b"exit\n", b""])
+def test_an_exit_goes_on_without_its_client_and_beside_another(idle_daemon: Daemon, second: bytes) -> None:
+    idle_daemon.config(stop_timeout=3600)
+    idle_daemon.start()
+    with idle_daemon.connect() as upload, idle_daemon.connect() as asking:
+        upload.send(b"put - name=last size=6\nabc")
+        idle_daemon.wait_until("requests", "2")
+        idle_daemon.note_family()
+        asking.send(second.replace(b"exit", b"@a exit") + b"@b exit\n")
+        wait_until_refused(idle_daemon)
+        asking.reset()
+        upload.send(b"def")
+        assert code(upload.line()) == "OK"
+    idle_daemon.wait(0)
+
+
+def test_processes_that_hang_do_not_stop_the_exit(idle_daemon: Daemon) -> None:
+    idle_daemon.config(stop_timeout=1)
+    idle_daemon.start()
+    (idle_daemon.root / "source").write_bytes(noise(PART))
+    for worker in idle_daemon.workers():
+        worker.suspend()
+    with idle_daemon.connect() as put_, idle_daemon.connect() as asking:
+        put_.send(b"put source\n")
+        idle_daemon.wait_until("requests", "2")
+        assert asking.last(b"exit\n") == b"OK exit"
+        assert code(put_.line()) in ("cancelled", "stopping")
+    idle_daemon.wait(0)
+    idle_daemon.start()
+    assert idle_daemon.packs() == []
+
+
+def test_a_daemon_whose_store_is_gone_says_so(daemon: Daemon) -> None:
+    shutil.rmtree(daemon.store)
+    assert fields(daemon.ask(b"hello\n")[0])["state"] == "readonly"
+    assert daemon.stats()["state"] == "readonly"
+    with daemon.connect() as wire:
+        assert code(wire.last(b"put - name=a size=3\nabc")) == "io"
+
+
+def test_large_parts_of_old_files_need_no_more_memory_than_they_have(idle_daemon: Daemon) -> None:
+    content = noise(20 << 20)
+    idle_daemon.config(part_size="8MiB", memory="128MiB", processes=1)
+    idle_daemon.start()
+    put(idle_daemon, "large", content)
+    idle_daemon.stop()
+    idle_daemon.config(part_size=PART, memory="24MiB")
+    idle_daemon.start()
+    with idle_daemon.connect() as wire:
+        wire.send(b"get large -\n")
+        assert wire.frames()[0] == content

@@ -199,6 +199,12 @@ SIZES = [
     (b"get - size=5", None),
     (b"@t1", None),
     (b"", None),
+    (b"DATA 5", b"5"),
+    (b"@t data 5 more", b"5"),
+    (b'@a/b DATA\t5 "', b"5"),
+    (b"DATA 5x", None),
+    (b"DATA", None),
+    (b"DATA5", None),
 ]
 
 

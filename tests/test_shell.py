@@ -196,6 +196,33 @@ async def test_quit_leaves_and_exit_stops_the_daemon(daemon: Daemon, capsys: pyt
     await asyncio.to_thread(daemon.start)
 
 
+async def test_exit_waits_for_commands_that_have_requests_to_come(daemon: Daemon, tmp_path: Path) -> None:
+    shell = Shell(partial(Client.connect, address(daemon)))
+    paths = [tmp_path / f"{number}" for number in range(100)]
+    for path in paths:
+        path.touch()
+    await shell.handle(f"put {' '.join(map(str, paths))}")
+    assert not await shell.handle("exit")
+    assert not shell.failed
+    await asyncio.to_thread(daemon.wait)
+    await asyncio.to_thread(daemon.start)
+    assert daemon.ask(b"list\n")[-1].startswith(b"OK list files=100 ")
+
+
+async def test_output_of_a_command_that_cannot_be_written_ends_the_shell(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shell.handle("list")
+    full = open("/dev/full", "w")  # noqa: SIM115, ASYNC230
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        await shell.wait()
+        with pytest.raises(OSError, match="No space left"):
+            await shell.handle("# the next line")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    full.close()
+
+
 async def test_exit_asks_when_commands_are_running(tmp_path: Path) -> None:
     sent = asyncio.Event()
     questions = []
@@ -414,4 +441,5 @@ def test_ctrl_c_gives_up_what_quit_waits_for(shared_daemon: Daemon) -> None:
         client.process.send_signal(signal.SIGINT)
         client.expect("[1] cancelled: put fifo")
         assert client.process.wait(PATIENCE_SECONDS) == 130
+    shared_daemon.wait_until("requests", "1")
     assert shared_daemon.ask(b"list fifo\n") == [b"OK list files=0 size=0 stored=0"]

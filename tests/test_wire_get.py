@@ -474,3 +474,14 @@ def test_a_worker_ended_by_sigterm_does_not_stop_the_daemon(daemon: Daemon) -> N
         worker.wait(30)
     assert code(daemon.ask(b"put - name=a size=%d\n" % SIZE + CONTENT)[-1]) == "OK"
     assert code(daemon.ask(b"verify\n")[-1]) == "OK"
+
+
+def test_packs_that_cannot_be_opened_are_bad_parts(daemon: Daemon) -> None:
+    (daemon.root / "a").write_bytes(noise(3 * PART))
+    assert code(daemon.ask(b"put a\n")[-1]) == "OK"
+    directory = daemon.packs()[0].parent
+    directory.rename(directory.with_name("away"))
+    directory.symlink_to(directory.name)  # a symlink to itself: ELOOP
+    rows = daemon.ask(b"verify\n")
+    assert [fields(row)["code"] for row in rows[:-1]] == ["io"] * 3
+    assert code(rows[-1]) == "corrupt"

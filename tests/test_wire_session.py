@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from pfsd.verbs import VERBS
-from tests.harness import Daemon
+from tests.harness import Daemon, etag
 from tests.wire import Wire, code, fields
 
 
@@ -286,3 +286,68 @@ def test_the_token_never_reaches_the_log(guarded: Daemon) -> None:
     guarded.ask(b"auth wrong-" + TOKEN.encode() + b"\n")
     guarded.stop()
     assert TOKEN not in guarded.log
+
+
+def test_requests_right_behind_the_token_are_trusted(guarded: Daemon) -> None:
+    with guarded.connect() as wire:
+        wire.send(b"auth " + TOKEN.encode() + b"\nput - name=a size=2\nhilist\ncat a\n")
+        assert [code(wire.reply()[-1]) for _ in range(3)] == ["OK"] * 3
+        assert wire.rest() == b"hi"
+
+
+# --- the last request ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("last", "answer"), [(b"quit", b"OK quit\n"), (b"cat small", b"abc")])
+def test_the_last_request_waits_for_uploads_whose_frames_still_come(
+    shared_daemon: Daemon, last: bytes, answer: bytes
+) -> None:
+    shared_daemon.ask(b"put - name=small replace=yes size=3\nabc")
+    with shared_daemon.connect() as wire:
+        wire.send(b"@u put - name=late replace=yes size=chunked\n@u DATA 3\nabc" + last + b"\nping\n")
+        wire.send(b"@u DATA 3\ndef@u DATA 0\nping\n")
+        assert fields(wire.line())["etag"] == etag(b"abcdef")
+        assert wire.rest() == answer, "what follows the last request is not executed"
+
+
+def test_a_client_that_says_quit_and_leaves_takes_its_upload_with_it(daemon: Daemon) -> None:
+    with daemon.connect() as wire:
+        wire.send(b"@u put - name=x size=chunked\n@u DATA 3\nabcquit\n")
+        daemon.wait_until("requests", "2")
+        wire.reset()
+    daemon.wait_until("clients", "1")
+    daemon.wait_until("memory_used", "0")
+    assert code(daemon.ask(b"put - name=x size=1\nx")[-1]) == "OK"
+
+
+def test_the_last_answer_outlives_input_that_nobody_read(shared_daemon: Daemon) -> None:
+    with shared_daemon.connect() as wire:
+        wire.send(b"x" * (5 << 20))
+        assert code(wire.line()) == "too-long"
+        assert wire.at_eof()
+
+
+# --- clients that stand still -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [b"100", b"eof"])
+def test_content_that_stops_coming_is_given_up(idle_daemon: Daemon, size: bytes) -> None:
+    idle_daemon.config(idle_timeout=0.2)
+    idle_daemon.start()
+    with idle_daemon.connect() as wire:
+        wire.send(b"put - name=x size=" + size + b"\nabc")
+        assert code(wire.line()) == "usage"
+        assert wire.at_eof()
+    assert idle_daemon.stats()["memory_used"] == "0"
+    assert idle_daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
+
+
+def test_frames_that_stop_coming_end_their_upload_and_not_the_connection(idle_daemon: Daemon) -> None:
+    idle_daemon.config(idle_timeout=0.5)
+    idle_daemon.start()
+    with idle_daemon.connect() as wire:
+        wire.send(b"@u put - name=x size=chunked\n@u DATA 3\nabc")
+        assert wire.line().startswith(b"@u ERR cancelled ")
+        wire.send(b"@u DATA 5\nquit\n@u DATA 0\n")
+        assert wire.ask(b"ping\n") == [b"OK ping"]
+    assert idle_daemon.stats()["memory_used"] == "0"

@@ -171,3 +171,40 @@ def test_the_disconnection_of_one_client_cancels_only_its_own(daemon: Daemon) ->
         stays.send(b"@u DATA 0\n")
         assert stays.line().startswith(b"@u OK put ")
         daemon.wait_until_listed(1)
+
+
+# --- broken frames ------------------------------------------------------------------------------
+
+
+def test_frames_behind_a_malformed_tag_are_thrown_away(wire: Wire) -> None:
+    wire.send(b"@a/b put - name=x size=chunked\n@a/b DATA 5\nquit\nping\n")
+    assert [code(wire.line()), wire.line()] == ["usage", b"OK ping"]
+
+
+@pytest.mark.parametrize("frame", [b"DATA 5 more\nquit\n", b'DATA 5 "open\nquit\n', b"DATA x\n", b"DATA\n"])
+@pytest.mark.parametrize("tag", [b"", b"@u "])
+def test_a_broken_frame_is_the_one_answer_of_its_upload(wire: Wire, frame: bytes, tag: bytes) -> None:
+    wire.send(tag + b"put - name=broken size=chunked\n" + tag + frame)
+    assert wire.line().startswith(tag + b"ERR usage ")
+    wire.send(tag + b"DATA 3\nabc" + tag + b"DATA 0\n")
+    assert wire.ask(b"ping\n") == [b"OK ping"]
+    assert code(wire.last(b"stat broken\n")) == "not-found"
+
+
+# --- more requests than may wait ----------------------------------------------------------------
+
+
+def test_many_refusals_beside_an_open_upload_do_not_block_it(wire: Wire) -> None:
+    wire.send(b"@u put - name=many size=chunked\n" + b"@u ping\n" * 100 + b"@u DATA 3\nabc@u DATA 0\n")
+    assert [code(wire.line()) for _ in range(101)] == ["usage"] * 100 + ["OK"]
+
+
+def test_an_upload_that_too_many_requests_wait_for_is_given_up(wire: Wire) -> None:
+    wire.send(b"put - name=many2 size=chunked\n" + b"ping\n" * 100 + b"DATA 3\nabcDATA 0\n")
+    assert [code(wire.line()) for _ in range(101)] == ["busy"] + ["OK"] * 100
+
+
+def test_uploads_that_never_end_do_not_gather_without_bound(shared_daemon: Daemon) -> None:
+    with shared_daemon.connect() as wire:
+        wire.send(b"".join(b"@%d put - size=chunked\n" % at for at in range(2000)))
+        assert len(wire.rest().splitlines()) < 1100

@@ -46,6 +46,7 @@ class Settings:
     run_parts: int
     codec: str
     level: int
+    durable: bool
 
 
 @dataclass
@@ -179,7 +180,9 @@ class Engine:
 
     async def take(self, sizes: Sequence[int], flow: Flow) -> list[Extent]:
         """Memory for the parts of a run: all of them, or under pressure a good share, so that runs stay long."""
-        return await self.budget.take(sizes, flow, least=max(1, min(len(sizes), self.settings.run_parts // 2)))
+        # Counted in bytes, since a file may have been stored with parts of another size.
+        share = self.settings.run_parts // 2 * self.settings.part_size
+        return await self.budget.take(sizes, flow, least=max(1, min(len(sizes), share // sizes[0])))
 
     async def load(
         self, parts: Sequence[Part], extents: Sequence[Extent], flow: Flow, into: Target | None = None

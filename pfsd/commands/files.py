@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pfsd import records
+from pfsd.aio import finish
 from pfsd.commands.engine import Engine, FileRef
 from pfsd.errors import NotFound, NotReady
 from pfsd.protocol import check_name
@@ -17,8 +19,7 @@ from pfsd.registry import File, Status
 PAGE = 256
 
 
-@dataclass(frozen=True)
-class Deleted:
+class Deleted(NamedTuple):
     """A file that is gone, and the bytes that its packs gave back to the disk."""
 
     id: int
@@ -47,6 +48,11 @@ async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> Fi
     file = engine.ready(ref)
     if file.name == name:
         return file
+    await finish(_rename(engine, file, name, replace))
+    return file
+
+
+async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> None:
     with engine.claim(name, replace):
         old = engine.registry.find(name)
         async with engine.locked([file] + ([old] if old else [])):
@@ -55,7 +61,6 @@ async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> Fi
             await engine.committer.commit([records.Rename(file=file.id, name=name, replaces=old.id if old else 0)])
     if old:
         engine.remove_soon(old)
-    return file
 
 
 async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
@@ -64,16 +69,25 @@ async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
     An unknown file among them removes none. A file that is being read keeps its packs until that is over.
     """
     files = list({file.id: file for file in map(engine.ready, refs)}.values())
+    return [
+        # Shielded: who stops waiting for a removal does not stop it.
+        deleted._replace(freed=await asyncio.shield(removal)) if removal else deleted
+        for deleted, removal in await finish(_delete(engine, files))
+    ]
+
+
+async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, asyncio.Task[int] | None]]:
+    """The files are gone; their packs go in the background, and tell how much it was unless a reader keeps them."""
     async with engine.locked(files):
         for file in files:
             _check_still_ready(engine, file)
         facts = [(file, file.name, file.parts) for file in files]
         await engine.committer.commit([records.Delete(file=file.id) for file in files])
-    removals = [(engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)) for file in files]
-    return [
-        Deleted(file.id, name, parts, footprint if pinned else await removal)
-        for (file, name, parts), (pinned, footprint, removal) in zip(facts, removals, strict=True)
-    ]
+    deleted = []
+    for file, name, parts in facts:
+        pinned, footprint, removal = engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)
+        deleted.append((Deleted(file.id, name, parts, footprint), None if pinned else removal))
+    return deleted
 
 
 def _check_still_ready(engine: Engine, file: File) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
-from pfsd.aio import Window, finish
+from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, FileRef, Progress, Target, fd_path
 from pfsd.errors import BY_CODE, Partial, RequestError
@@ -126,12 +126,11 @@ async def get_path(
     with engine.pinned(file):
         wanted = Range.of(file, offset, length)
         progress.total = wanted.length
-        out = await asyncio.to_thread(TargetFile.create, engine.roots, target, replace, wanted.length)
-        try:
+        create = partial(TargetFile.create, engine.roots, target, replace, wanted.length)
+        async with opened(create, TargetFile.close) as out:
             damage = await _fill(engine, file, wanted, out, zero_damage, progress, flow)
-            await finish(asyncio.ensure_future(asyncio.to_thread(out.commit)))
-        finally:
-            await finish(asyncio.ensure_future(asyncio.to_thread(out.close)))
+            # Synced, or a loss of power could leave the name with half of the content.
+            await finish(asyncio.to_thread(out.commit, sync=engine.settings.durable))
         return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
 
 

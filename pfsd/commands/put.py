@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any
 
 from pfsd import hashing, packs, records, work
-from pfsd.aio import Window, finish
+from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
-from pfsd.errors import Busy, Cancelled, Changed, RequestError
+from pfsd.errors import Busy, Cancelled, Changed, RequestError, from_os_error
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
 
@@ -158,8 +158,11 @@ class Storing:
             engine.remove_soon(old)
 
     def _publish(self) -> None:
-        self._engine.store.publish(self._staged)
-        self._engine.store.sync_published([pack for _, pack in self._staged])
+        try:
+            self._engine.store.publish(self._staged)
+            self._engine.store.sync_published([pack for _, pack in self._staged])
+        except OSError as error:
+            raise from_os_error(error, "publishing packs") from error
 
     def _journal_runs(self) -> None:
         """Move the gathered runs to the journal, so that no record grows with the file."""
@@ -197,8 +200,7 @@ async def put_path(
     if name is None:
         name = os.path.basename(source.rstrip(b"/"))
     check_name(name)
-    fd = await asyncio.to_thread(engine.roots.open_source, source)
-    try:
+    async with opened(partial(engine.roots.open_source, source), os.close) as fd:
         before = os.fstat(fd)
         size = progress.total = before.st_size
         async with Storing(engine, name, replace, size, flow) as storing:
@@ -206,8 +208,6 @@ async def put_path(
                 await _store_file(engine, storing, fd_path(fd), size, window, progress, flow)
             _check_unchanged(before, os.fstat(fd))
             return await storing.commit(size)
-    finally:
-        os.close(fd)
 
 
 async def _store_file(
@@ -324,7 +324,7 @@ class Upload:
         if self._filled == self._extent.size:
             self._full.append(self._extent)
             self._extent = None
-            if len(self._full) == self._engine.settings.run_parts:
+            if len(self._full) == self._engine.settings.run_parts or self._engine.budget.pressed:
                 self._flush()
 
     async def complete(self, content: asyncio.Future[None]) -> None:

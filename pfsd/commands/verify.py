@@ -62,8 +62,8 @@ async def verify(engine: Engine, refs: Sequence[FileRef], report: Report, progre
     All names are looked up before the first part is read.
     """
     done = Verified()
-    progress.total = sum(engine.ready(ref).size for ref in refs) if refs else engine.registry.size
-    files = map(engine.ready, refs) if refs else _all_files(engine)
+    files = list(map(engine.ready, refs)) if refs else _all_files(engine)
+    progress.total = sum(file.size for file in files) if isinstance(files, list) else engine.registry.size
     async with Window(len(engine.workers) + 1) as window:
         for file in files:
             await window.start(_verify_file(engine, file, report, done, progress, flow))

@@ -66,7 +66,7 @@ class LocalStore:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             try:
-                size = _write_pieces(fd, pieces)
+                size = _write_pieces(fd, pieces, self._sync)
                 if self._sync:
                     disk.fdatasync(fd)
             finally:
@@ -205,7 +205,8 @@ def _safe(name: str) -> str:
     return name
 
 
-def _write_pieces(fd: int, pieces: Iterable[Buffer]) -> int:
+def _write_pieces(fd: int, pieces: Iterable[Buffer], sync: bool) -> int:
+    """Write pieces in batches; the disk begins with each while the next is compressed."""
     size = gathered = 0
     batch: builtins.list[Buffer] = []
     for piece in pieces:
@@ -213,6 +214,8 @@ def _write_pieces(fd: int, pieces: Iterable[Buffer]) -> int:
         gathered += len(piece)
         if gathered >= BATCH_BYTES:
             disk.writev_all(fd, batch)
+            if sync:
+                disk.start_writeback(fd, size, gathered)
             size += gathered
             gathered, batch = 0, []
     disk.writev_all(fd, batch)
