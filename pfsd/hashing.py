@@ -12,6 +12,8 @@ from itertools import takewhile
 #: Hashes LANES equally long parts at once: (memory, their offsets, their size) -> their MD5s.
 Lanes = Callable[[memoryview, Sequence[int], int], list[bytes]]
 
+MD5_BYTES = 16
+
 _lanes: Lanes | None = None
 _lane_count = 0
 #: Lanes pay off above this size: below, the parts fit a cache and setting up costs more than it gains.
@@ -53,11 +55,11 @@ def _equal_parts(places: Sequence[tuple[int, int]]) -> list[int]:
     return [offset for offset, _ in takewhile(lambda place: place[1] == places[0][1], places)]
 
 
-def md5(data: bytes | memoryview) -> bytes:
+def md5(data: bytes | bytearray | memoryview) -> bytes:
     """The binary MD5 of one piece."""
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def etag(md5s: Sequence[bytes]) -> str:
-    """The tag of a file's content: MD5 of the joined binary MD5s of its parts, a dash, and their number."""
-    return f"{md5(b''.join(md5s)).hex()}-{len(md5s)}"
+def etag(md5s: bytes | bytearray) -> str:
+    """The tag of a file's content, from the joined binary MD5s of its parts: their MD5, a dash, their number."""
+    return f"{md5(md5s).hex()}-{len(md5s) // MD5_BYTES}"

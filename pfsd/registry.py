@@ -13,7 +13,6 @@ Parts are held packed, one `bytes` per run, since there are millions of them (li
 
 from __future__ import annotations
 
-import hashlib
 from binascii import unhexlify
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -25,6 +24,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any, NamedTuple
 
+from pfsd import hashing
 from pfsd.records import (
     Damage,
     Delete,
@@ -350,11 +350,10 @@ class Registry:
 
     def etag(self, file_id: int) -> str:
         """Hex MD5 of the parts' MD5s, a dash, and their number; KeyError for an unknown file."""
-        file = self._files[file_id]
-        digest = hashlib.md5(usedforsecurity=False)
-        for packed in file._packed_runs():
-            digest.update(b"".join([packed[at : at + 16] for at in range(_RUN.size + 17, len(packed), _ROW.size)]))
-        return f"{digest.hexdigest()}-{file.parts}"
+        md5s = bytearray()
+        for packed in self._files[file_id]._packed_runs():
+            md5s += b"".join([packed[at : at + 16] for at in range(_RUN.size + 17, len(packed), _ROW.size)])
+        return hashing.etag(md5s)
 
     def packs_freed_by(self, file_id: int) -> list[int]:
         """The packs that nobody else needs, in order of use; KeyError for an unknown file.

@@ -63,3 +63,17 @@ async def test_a_change_under_way_is_finished_whoever_leaves(change: Callable[[E
         await another
     await engine.settle()
     assert len(registry.files_after(0, 10)) == 1, "what was deleted or replaced is gone for good"
+
+
+async def test_damage_found_side_by_side_adds_up() -> None:
+    registry = Registry()
+    rows = [(at * 10, 4096, 5, "zstd", "00" * 16) for at in range(3)]
+    registry.apply(Ready(file=1, name=b"a", size=3 * 4096, part_size=4096, created=0, runs=[Run(1, 0, 1, 5, rows)]))
+    committer: Any = SlowCommitter(registry)
+    unused: Any = None
+    engine = Engine(bytes(16), registry, committer, unused, unused, unused, unused, unused)
+    found = asyncio.gather(engine.note_damage(1, {0}), engine.note_damage(1, {2}), engine.note_damage(1, {0, 1}))
+    await asyncio.sleep(0)
+    committer.may_write.set()
+    await found
+    assert registry.bad_parts(1) == (0, 1, 2)

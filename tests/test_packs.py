@@ -319,5 +319,5 @@ def test_md5_and_etag():
         "d41d8cd98f00b204e9800998ecf8427e",
         "900150983cd24fb0d6963f7d28e17f72",
     ]
-    assert hashing.etag(md5s) == "66027c6d92d43d01c4f2aa8759629be3-2"
-    assert hashing.etag([]) == "d41d8cd98f00b204e9800998ecf8427e-0"
+    assert hashing.etag(b"".join(md5s)) == "66027c6d92d43d01c4f2aa8759629be3-2"
+    assert hashing.etag(b"") == "d41d8cd98f00b204e9800998ecf8427e-0"

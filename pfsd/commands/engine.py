@@ -212,13 +212,16 @@ class Engine:
     async def note_damage(self, file_id: int, seqs: set[int]) -> None:
         """Enter parts that turned out bad into the registry, unless they are known."""
         file = self.registry.file(file_id)
-        if file is None or file.status not in (Status.READY, Status.DAMAGED):
+        if file is None:
             return
-        known = set(self.registry.bad_parts(file_id))
-        if not seqs <= known:
-            log.warning("file %d has damaged parts: %s", file_id, sorted(seqs - known))
-            with suppress(RequestError):  # whoever reads them next finds them again
-                await self.committer.commit([records.Damage(file=file_id, parts=sorted(known | seqs))])
+        async with self.locked([file]):  # runs of one file find damage side by side
+            if self.registry.file(file_id) is not file or file.status not in (Status.READY, Status.DAMAGED):
+                return
+            known = set(self.registry.bad_parts(file_id))
+            if not seqs <= known:
+                log.warning("file %d has damaged parts: %s", file_id, sorted(seqs - known))
+                with suppress(RequestError):  # whoever reads them next finds them again
+                    await self.committer.commit([records.Damage(file=file_id, parts=sorted(known | seqs))])
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Storing:
         self._staged: list[tuple[str, int]] = []
         self._tokens: set[str] = set()  # under which something may be staged, though no task has said so
         self._runs: dict[int, records.Run] = {}  # by seq, not journalled yet
-        self._md5s: dict[int, list[bytes]] = {}
+        self._md5s: dict[int, bytes] = {}  # by seq, of a run each
         self._stored = 0
         self._journalled: list[asyncio.Task[None]] = []
         self._announced = False
@@ -114,7 +114,7 @@ class Storing:
         stored = await self._engine.workers.run(work.store_batch, batch, self._flow, cost)
         self._tokens -= work.staging_tokens(batch)
         self._staged.append((stored.token, pack))
-        self._md5s[seq] = [row.md5 for row in stored.parts]
+        self._md5s[seq] = b"".join(row.md5 for row in stored.parts)
         self._stored += sum(row.stored for row in stored.parts)
         self._runs[seq] = records.Run(
             pack=pack,
@@ -129,8 +129,9 @@ class Storing:
     async def commit(self, size: int) -> Stored:
         """Make the file exist, durably. From here on nothing is taken back."""
         await finish(self._commit(size))
-        md5s = [md5 for seq in sorted(self._md5s) for md5 in self._md5s[seq]]
-        return Stored(self.file_id, self._name, size, self._stored, len(md5s), hashing.etag(md5s))
+        md5s = b"".join(self._md5s[seq] for seq in sorted(self._md5s))
+        parts = len(md5s) // hashing.MD5_BYTES
+        return Stored(self.file_id, self._name, size, self._stored, parts, hashing.etag(md5s))
 
     async def _commit(self, size: int) -> None:
         engine = self._engine
@@ -166,11 +167,11 @@ class Storing:
 
     def _journal_runs(self) -> None:
         """Move the gathered runs to the journal, so that no record grows with the file."""
-        for seq in sorted(self._runs):
-            self._journal(records.Parts(file=self.file_id, run=self._runs.pop(seq)))
+        runs, self._runs = self._runs, {}
+        self._journal(*(records.Parts(file=self.file_id, run=run) for run in runs.values()))
 
-    def _journal(self, record: records.Record) -> None:
-        task = asyncio.create_task(self._engine.committer.commit([record]))
+    def _journal(self, *batch: records.Record) -> None:
+        task = asyncio.create_task(self._engine.committer.commit(batch))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._journalled.append(task)
 
