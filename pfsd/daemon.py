@@ -24,6 +24,7 @@ import uvloop
 
 from pfsd import disk, records, stores, work
 from pfsd.budget import MemoryBudget
+from pfsd.calls import Service
 from pfsd.commands.engine import Engine, Settings
 from pfsd.committer import Committer
 from pfsd.config import Config
@@ -42,7 +43,7 @@ from pfsd.kinds import Address, TcpAddress, UnixAddress
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import Registry
-from pfsd.session import Service, Session
+from pfsd.session import Session
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,8 @@ LAYERS = [
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify"},
     {"connection"},
+    {"calls"},
+    {"handlers"},
     {"session"},
     {"daemon"},
     {"exchange", "transfer"},

@@ -1,3 +1,5 @@
+"""What handlers owe the connection."""
+
 from __future__ import annotations
 
 import asyncio
@@ -6,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from pfsd.calls import Call, Feed
 from pfsd.commands import put
-from pfsd.commands.engine import Progress
 from pfsd.errors import NoSpace
-from pfsd.session import Feed, Session
+from pfsd.handlers import HANDLERS
+from pfsd.protocol import parse_request
 
 
 async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has_let_go(
@@ -31,9 +34,10 @@ async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has
 
     monkeypatch.setattr(put, "Upload", Upload)
     connection: Any = SimpleNamespace(stop_filling=lambda: happened.append("let go"))
-    service: Any = SimpleNamespace(engine=None, token=None)
-    session, feed = Session(service, connection, 1), Feed()
+    unused: Any = SimpleNamespace(engine=None)
+    feed = Feed()
     feed.filling = True
+    request = parse_request(b"put - name=name size=3")
     with pytest.raises(NoSpace):
-        await session._put_content(b"name", False, 3, feed, Progress())
+        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, trust=lambda: None))
     assert happened == ["let go", "memory given back"]
