@@ -349,10 +349,12 @@ class Client:
         length: int | None = None,
         replace: bool = False,
         zero_damage: bool = False,
+        sync: bool = False,
         progress: Progress | None = None,
     ) -> Retrieved:
         """Write content to a path, where it appears whole or not at all, or to an open binary file.
 
+        With `sync` it is on the disk before it appears, so that a loss of power cannot cut it short.
         With `zero_damage` ranges that cannot be read become zeros, the target is kept and DamagedCopy says which.
         With `progress` the daemon is asked first how much will come. Raises Exists without `replace`, Denied for
         a target that is no regular file, OSError.
@@ -361,7 +363,7 @@ class Client:
         start = partial(self.get, file, offset=offset, length=length, zero_damage=zero_damage)
         if not isinstance(target, os.PathLike):
             return await _drain(start(), partial(in_thread, write_all, target), total, progress)
-        async with Target(Path(target), replace) as sink:
+        async with Target(Path(target), replace, sync) as sink:
             try:
                 retrieved = await _drain(start(), sink.write, total, progress)
             except DamagedCopy:
@@ -379,15 +381,18 @@ class Client:
         length: int | None = None,
         replace: bool = False,
         zero_damage: bool = False,
+        sync: bool = False,
         progress: Progress | None = None,
     ) -> Retrieved:
-        """Write content to a path of the daemon's machine.
+        """Write content to a path of the daemon's machine; with `sync` it is on the disk before it appears.
 
         With `zero_damage` ranges that cannot be read become zeros, the target is kept and DamagedCopy says which.
         """
         options = _get_options(offset, length, zero_damage)
         if replace:
             options["replace"] = "yes"
+        if sync:
+            options["sync"] = "yes"
         words = [_file(file), Word(os.fsencode(target), quoted=True)]
         rows: Rows = []
         try:

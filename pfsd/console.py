@@ -69,6 +69,10 @@ def exit_code(error: Exception) -> int:
             return FAILED
 
 
+#: What the daemon advises in the words of the protocol, as it is spelled here.
+_SPELLED = {"replace=yes": "--replace", "on_error=zero": "--zero-damage", "needs quotes": "needs --by-name"}
+
+
 # --- output -------------------------------------------------------------------------------------
 
 
@@ -112,6 +116,8 @@ class Output:
         about = about or str(error.fields.get("name", ""))
         named = not about or about in re.split("[: ]+", error.message)
         message = error.message if named else f"{about}: {error.message}"
+        for wire, option in _SPELLED.items():
+            message = message.replace(wire, option)
         shown = protocol.escape(message.encode("utf-8", "surrogateescape"), spaces=True)
         self._print_error(f"pfsd: {code}: {shown}\n")
 
@@ -201,6 +207,7 @@ def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
     get.add_argument("--replace", action="store_true", help="replace a regular file at TARGET")
     get.add_argument("--offset", type=_number, default=0, metavar="BYTES", help="begin here")
     get.add_argument("--length", type=_number, metavar="BYTES", help="retrieve this many bytes")
+    get.add_argument("--sync", action="store_true", help="have it on the disk before it appears, power loss or not")
     get.add_argument("--zero-damage", action="store_true", help="fill what cannot be read with zeros; exit code 3")
 
     listing = add("list", _list, "list the stored files")
@@ -353,6 +360,7 @@ async def _get_file(
             length=arguments.length,
             replace=arguments.replace,
             zero_damage=arguments.zero_damage,
+            sync=arguments.sync,
             progress=progress,
         )
     except BrokenPipeError:

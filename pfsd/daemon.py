@@ -148,7 +148,7 @@ class Daemon:
             budget=self._budget,
             workers=self._workers,
             roots=Roots(config.roots, forbidden=[config.path]),
-            settings=Settings(config.part_size, config.run_parts, config.codec, config.level, self._durable),
+            settings=Settings(config.part_size, config.run_parts, config.codec, config.level),
         )
         self._service = Service(
             engine=self._engine,

@@ -104,8 +104,8 @@ async def _get(call: Call) -> None:
     offset, length = call.request.number("offset"), call.request.number("length")
     async with _progress(call) as progress:
         if target == Word(b"-"):
-            if "replace" in call.request.options:
-                raise UsageError("replace= goes with a TARGET path, not with -")
+            if stray := {"replace", "sync"} & call.request.options.keys():
+                raise UsageError(f"{min(stray)}= goes with a TARGET path, not with -")
             fetched = await get.stream(
                 call.engine, ref, offset, length, call.answer.frame, on_error == b"zero", progress, Flow()
             )
@@ -118,6 +118,7 @@ async def _get(call: Call) -> None:
                 length,
                 call.request.flag("replace"),
                 on_error == b"zero",
+                call.request.flag("sync"),
                 progress,
                 Flow(),
             )

@@ -213,9 +213,10 @@ class Target:
     Raises Exists, Denied, OSError.
     """
 
-    def __init__(self, path: Path, replace: bool) -> None:
+    def __init__(self, path: Path, replace: bool, sync: bool = False) -> None:
         self._path = path
         self._replace = replace
+        self._sync = sync
         # The name is cut so that the temporary's is not too long where the target's is just long enough.
         name = os.fsencode(path.name)[: MAX_ENTRY - 32].decode("utf-8", "ignore")
         self._temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.pfsd")
@@ -239,8 +240,9 @@ class Target:
         await finish(in_thread(write_all, self._file, pieces))
 
     async def commit(self) -> None:
-        """Put the temporary in the target's place, all its bytes on the disk first."""
-        await finish(in_thread(os.fdatasync, self._fd))
+        """Put the temporary in the target's place; with `sync` all its bytes on the disk first."""
+        if self._sync:
+            await finish(in_thread(os.fdatasync, self._fd))
         self._check()
         if self._replace:
             os.replace(self._temporary, self._path)

@@ -36,10 +36,10 @@ VERBS: dict[str, Verb] = {
         "put photos/big.tar name=big.tar",
     ),
     "get": _verb(
-        "get FILE TARGET|- [replace=yes] [offset=N] [length=N] [on_error=fail|zero] [progress=SECONDS]",
+        "get FILE TARGET|- [replace=yes] [offset=N] [length=N] [on_error=fail|zero] [sync=yes] [progress=SECONDS]",
         2,
         2,
-        "replace offset length on_error progress",
+        "replace offset length on_error sync progress",
         "write a stored file to a path of the daemon's machine, or (-) send it as DATA frames",
         "get big.tar restored/big.tar",
     ),

@@ -114,6 +114,7 @@ class LoadBatch(NamedTuple):
     target_offset: int = 0
     skip: int = 0  # of the joined bytes, this many at the front are not wanted in the target
     length: int = 0  # and then this many are
+    sync: bool = False  # the target will be synced
 
 
 class BadPart(NamedTuple):
@@ -159,7 +160,6 @@ class _Process:
 
     slab: memoryview
     store: stores.PackStore
-    durable: bool
 
 
 def set_up(setup: Setup) -> None:
@@ -174,7 +174,6 @@ def set_up(setup: Setup) -> None:
     os.close(slab)
     if setup.lanes:
         hashing.use_lanes()
-    _Process.durable = setup.durable
     _Process.store = stores.open_store(setup.store_url, sync=setup.durable, epoch=setup.epoch)
 
 
@@ -317,7 +316,7 @@ def _write_target(task: LoadBatch, views: list[memoryview]) -> None:
             count = os.pwritev(fd, _at_most(left, end - offset), offset)
             offset += count
             left = _behind(left, count)
-        if _Process.durable:
+        if task.sync:
             disk.start_writeback(fd, task.target_offset, task.length)
     finally:
         os.close(fd)

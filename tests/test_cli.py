@@ -96,6 +96,7 @@ def test_existing_targets_and_names_are_kept_unless_told(run: Run) -> None:
     code, out, err = run("put", "a")
     assert (code, out) == (1, "")
     assert err.startswith("pfsd: exists: a: ") and err.count("\n") == 1
+    assert "--replace" in err and "replace=yes" not in err
     assert run("put", "a", "--replace")[0] == 0
     Path("target").write_text("old")
     code, _, err = run("get", "a", "target")

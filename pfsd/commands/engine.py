@@ -46,7 +46,6 @@ class Settings:
     run_parts: int
     codec: str
     level: int
-    durable: bool
 
 
 @dataclass
@@ -83,7 +82,7 @@ class Engine:
         if isinstance(ref, int):
             file = self.registry.file(ref)
             if file is None:
-                raise NotFound(f'no file has id {ref} (a name of digits needs quotes: "{ref}")', id=ref)
+                raise NotFound(f"no file has id {ref} (a name of digits needs quotes)", id=ref)
             return file
         file = self.registry.find(ref)
         if file is not None:
@@ -202,7 +201,9 @@ class Engine:
             ),
         )
         if into is not None:
-            batch = batch._replace(target=into.path, target_offset=into.offset, skip=into.skip, length=into.length)
+            batch = batch._replace(
+                target=into.path, target_offset=into.offset, skip=into.skip, length=into.length, sync=into.sync
+            )
         cost = sum(part.size for part in parts)
         bad = await self.workers.run(work.load_batch, batch, flow, cost)
         if bad:
@@ -232,6 +233,7 @@ class Target:
     offset: int
     skip: int
     length: int
+    sync: bool  # it will be synced: let the disk begin
 
 
 def fd_path(fd: int) -> str:

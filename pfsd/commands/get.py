@@ -115,12 +115,14 @@ async def get_path(
     length: int | None,
     replace: bool,
     zero_damage: bool,
+    sync: bool,
     progress: Progress,
     flow: Flow,
 ) -> Fetched:
     """Write a file, or a range of it, to a path of the daemon's machine; nothing appears there unless all is well.
 
-    With `zero_damage` unreadable parts become zeros instead of an error.
+    With `zero_damage` unreadable parts become zeros instead of an error. With `sync` the content is on the disk
+    before the name appears; without, a loss of power soon afterwards may cut it short, as it may with cp.
     """
     file = engine.ready(ref)
     with engine.pinned(file):
@@ -128,9 +130,8 @@ async def get_path(
         progress.total = wanted.length
         create = partial(TargetFile.create, engine.roots, target, replace, wanted.length)
         async with opened(create, TargetFile.close) as out:
-            damage = await _fill(engine, file, wanted, out, zero_damage, progress, flow)
-            # Synced, or a loss of power could leave the name with half of the content.
-            await finish(asyncio.to_thread(out.commit, sync=engine.settings.durable))
+            damage = await _fill(engine, file, wanted, out, zero_damage, sync, progress, flow)
+            await finish(asyncio.to_thread(out.commit, sync=sync))
         return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
 
 
@@ -140,6 +141,7 @@ async def _fill(
     wanted: Range,
     out: TargetFile,
     zero_damage: bool,
+    sync: bool,
     progress: Progress,
     flow: Flow,
 ) -> list[Damage]:
@@ -148,7 +150,7 @@ async def _fill(
 
     async def load_run(run: Sequence[Part], extents: Sequence[Extent]) -> None:
         start, end = _overlap(run[0], wanted).start, _overlap(run[-1], wanted).end
-        into = Target(path, start - wanted.start, start - run[0].offset, end - start)
+        into = Target(path, start - wanted.start, start - run[0].offset, end - start, sync)
         bad = await engine.load(run, extents, flow, into)
         if bad and not zero_damage:
             raise bad_part_error(file, bad[0])
