@@ -22,17 +22,31 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from pfsd import protocol
+from pfsd import protocol, results
 from pfsd.aio import finish
 from pfsd.errors import Corrupt, Partial, PfsdError, UsageError
 from pfsd.exchange import Buffer, CannotConnect, ConnectionLost, Exchange, Multiplexer
 from pfsd.protocol import MAX_FRAME, Reply, Value, Word
+from pfsd.results import (
+    BadPart,
+    Damage,
+    DamagedCopy,
+    Deleted,
+    DeleteReport,
+    FileInfo,
+    FileStat,
+    Hello,
+    PartInfo,
+    Renamed,
+    Retrieved,
+    StoredFile,
+    VerifyReport,
+)
 from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, write_all
 
 __all__ = [
@@ -70,147 +84,6 @@ Progress = Callable[[int, int | None], None]
 DEFAULT_ADDRESS = "127.0.0.1:7373"
 #: A connection to a machine that is up takes milliseconds.
 CONNECT_SECONDS = 10.0
-
-
-# --- what the commands return -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """What a daemon says of itself."""
-
-    proto: int
-    version: str
-    max_line: int
-    max_frame: int
-    auth: str
-    state: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file just stored; `stored` is its size after compression. Sizes are bytes."""
-
-    id: int
-    size: int
-    stored: int
-    parts: int
-    etag: str
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieved:
-    """A file, or a range of it, just read: `size` is the file's, `transferred` what was read of it."""
-
-    id: int
-    size: int
-    transferred: int
-    etag: str
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file in the store. `status` is storing, ready, deleting or damaged; `created` is in seconds since 1970."""
-
-    id: int
-    status: str
-    size: int
-    stored: int
-    parts: int
-    created: int
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class PartInfo:
-    """A part of a file. `offset` is its place in the file; `md5` is over its uncompressed bytes."""
-
-    id: int
-    seq: int
-    offset: int
-    size: int
-    stored: int
-    codec: str
-    md5: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileStat:
-    """All about one file; `parts` is empty unless asked for."""
-
-    file: FileInfo
-    etag: str
-    parts: tuple[PartInfo, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """A file just deleted; `freed` bytes of the store."""
-
-    id: int
-    freed: int
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteReport:
-    """What `delete` did."""
-
-    files: int
-    parts: int
-    freed: int
-    deleted: tuple[Deleted, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Renamed:
-    """The new name of a file."""
-
-    id: int
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class BadPart:
-    """A part that fails its checks; `id` and `name` are the file's, `code` is the error word."""
-
-    id: int
-    seq: int
-    offset: int
-    code: str
-    name: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` found; sound when no part is bad."""
-
-    files: int
-    parts: int
-    bytes: int
-    bad: tuple[BadPart, ...]
-
-    @property
-    def sound(self) -> bool:
-        """Whether every part passed its checks."""
-        return not self.bad
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A range of a copy that was filled with zeros."""
-
-    offset: int
-    length: int
-    seq: int
-
-
-class DamagedCopy(Partial):
-    """A copy was made as far as possible; `damage` says what is lost."""
-
-    damage: tuple[Damage, ...] = ()
 
 
 # --- the connection -----------------------------------------------------------------------------
@@ -257,7 +130,7 @@ class Client:
 
     async def hello(self) -> Hello:
         """Ask for version, limits and state; UsageError when the daemon does not speak this protocol."""
-        fields = _Fields(await self._ask("hello", options={"proto": protocol.VERSION}))
+        fields = results.Fields(await self._ask("hello", options={"proto": protocol.VERSION}))
         return Hello(
             proto=fields.number("proto"),
             version=fields.text("version"),
@@ -273,7 +146,7 @@ class Client:
         facts: dict[str, int | str] = {}
         for row in rows:
             if row.word == "STAT":
-                facts |= {key: _plain(value) for key, value in row.fields.items()}
+                facts |= {key: results.plain(value) for key, value in row.fields.items()}
         return facts
 
     async def exit(self) -> None:
@@ -311,7 +184,7 @@ class Client:
             else:
                 exchange = self._line.start("put", (Word(b"-"),), options | {"size": "chunked"})
                 final = await _upload(exchange, content)
-        return _stored_file(final)
+        return results.stored_file(final)
 
     async def put_path(
         self,
@@ -328,7 +201,7 @@ class Client:
         if replace:
             options["replace"] = "yes"
         words = [Word(os.fsencode(path), quoted=True)]
-        return _stored_file(await self._watched("put", words, options, [], progress))
+        return results.stored_file(await self._watched("put", words, options, [], progress))
 
     # --- retrieve ---
 
@@ -396,9 +269,9 @@ class Client:
         words = [_file(file), Word(os.fsencode(target), quoted=True)]
         rows: Rows = []
         try:
-            return _retrieved(await self._watched("get", words, options, rows, progress))
+            return results.retrieved(await self._watched("get", words, options, rows, progress))
         except Partial as error:
-            raise _damaged_copy(error, rows) from None
+            raise results.damaged_copy(error, rows) from None
 
     async def _range(self, file: FileRef, offset: int, length: int | None) -> int:
         size = (await self.stat(file)).file.size
@@ -414,30 +287,30 @@ class Client:
         try:
             while row := await exchange.next():
                 if isinstance(row, Reply) and row.word == "FILE":
-                    yield _file_info(_Fields(row))
+                    yield results.file_info(results.Fields(row))
         finally:
             exchange.drop()
 
     async def stat(self, file: FileRef, *, parts: bool = False) -> FileStat:
         """All about one file, with its parts if asked for. NotFound."""
         final, rows = await self.request("stat", [_file(file)], {"parts": "yes"} if parts else None)
-        infos = [_file_info(_Fields(row)) for row in rows if row.word == "FILE"]
+        infos = [results.file_info(results.Fields(row)) for row in rows if row.word == "FILE"]
         if not infos:
             raise ConnectionLost("the daemon's answer to stat has no FILE row")
-        found = tuple(_part_info(_Fields(row)) for row in rows if row.word == "PART")
-        return FileStat(infos[0], _Fields(final).text("etag"), found)
+        found = tuple(results.part_info(results.Fields(row)) for row in rows if row.word == "PART")
+        return FileStat(infos[0], results.Fields(final).text("etag"), found)
 
     async def delete(self, *files: FileRef) -> DeleteReport:
         """Delete files for good; none of them if one is NotFound."""
         final, rows = await self.request("delete", [_file(file) for file in files])
-        fields = _Fields(final)
-        deleted = tuple(_deleted(_Fields(row)) for row in rows if row.word == "DELETED")
+        fields = results.Fields(final)
+        deleted = tuple(results.deleted(results.Fields(row)) for row in rows if row.word == "DELETED")
         return DeleteReport(fields.number("files"), fields.number("parts"), fields.number("freed"), deleted)
 
     async def rename(self, file: FileRef, name: Name, *, replace: bool = False) -> Renamed:
         """Give a file another name, atomically. Raises Exists without `replace`."""
         options = {"replace": "yes"} if replace else None
-        fields = _Fields(await self._ask("rename", [_file(file), Word(_name(name), quoted=True)], options))
+        fields = results.Fields(await self._ask("rename", [_file(file), Word(_name(name), quoted=True)], options))
         return Renamed(fields.number("id"), fields.name())
 
     async def verify(self, *files: FileRef, progress: Progress | None = None) -> VerifyReport:
@@ -449,8 +322,8 @@ class Client:
             facts = {key: str(value).encode() for key, value in error.fields.items()}
             if not any(row.word == "BAD" for row in rows):
                 raise
-        bad = tuple(_bad_part(_Fields(row)) for row in rows if row.word == "BAD")
-        get = _Fields(Reply("OK", "verify", facts))
+        bad = tuple(results.bad_part(results.Fields(row)) for row in rows if row.word == "BAD")
+        get = results.Fields(Reply("OK", "verify", facts))
         return VerifyReport(get.number("files"), get.number("parts"), get.number("bytes"), bad)
 
     # --- requests ---
@@ -482,8 +355,8 @@ class Client:
                 if isinstance(row, Reply) and row.word != "PROGRESS":
                     rows.append(row)
                 elif isinstance(row, Reply) and progress is not None:
-                    total = _plain(row.fields.get("total", b"?"))
-                    progress(_Fields(row).number("bytes"), total if isinstance(total, int) else None)
+                    total = results.plain(row.fields.get("total", b"?"))
+                    progress(results.Fields(row).number("bytes"), total if isinstance(total, int) else None)
             return exchange.result()
         finally:
             exchange.drop()
@@ -513,7 +386,7 @@ class Download:
                     return piece
                 self._rows.append(piece)
         except Partial as error:
-            raise _damaged_copy(error, self._rows) from None
+            raise results.damaged_copy(error, self._rows) from None
         self._end()
         raise StopAsyncIteration
 
@@ -559,7 +432,7 @@ class Download:
 
     def _end(self) -> None:
         if self._retrieved is None:
-            self._retrieved = _retrieved(self._exchange.result())
+            self._retrieved = results.retrieved(self._exchange.result())
             if self._retrieved.transferred != self._received:
                 count = f"{self._received} instead of {self._retrieved.transferred}"
                 raise ConnectionLost(f"{count} bytes came, so this daemon and this client misunderstand each other")
@@ -685,92 +558,3 @@ def _get_options(offset: int, length: int | None, zero_damage: bool) -> dict[str
     if zero_damage:
         options["on_error"] = "zero"
     return options
-
-
-def _plain(value: bytes) -> int | str:
-    return int(value) if value.isdigit() else value.decode("utf-8", "replace")
-
-
-class _Fields:
-    """The fields of a reply line, typed. ConnectionLost when one that has to be there is not."""
-
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-
-    def raw(self, key: str) -> bytes:
-        try:
-            return self._reply.fields[key]
-        except KeyError:
-            words = f"{self._reply.word} {self._reply.name}".strip()
-            raise ConnectionLost(f"the daemon's answer {words} lacks {key}=") from None
-
-    def number(self, key: str) -> int:
-        value = self.raw(key)
-        if not value.isdigit():
-            raise ConnectionLost(f"the daemon's answer has {key}={protocol.show(value)}, which is no number")
-        return int(value)
-
-    def text(self, key: str) -> str:
-        return self.raw(key).decode("utf-8", "replace")
-
-    def name(self) -> bytes:
-        return self.raw("name")
-
-
-def _stored_file(reply: Reply) -> StoredFile:
-    get = _Fields(reply)
-    return StoredFile(
-        get.number("id"),
-        get.number("size"),
-        get.number("stored"),
-        get.number("parts"),
-        get.text("etag"),
-        get.name(),
-    )
-
-
-def _retrieved(reply: Reply) -> Retrieved:
-    get = _Fields(reply)
-    return Retrieved(get.number("id"), get.number("size"), get.number("bytes"), get.text("etag"), get.name())
-
-
-def _file_info(get: _Fields) -> FileInfo:
-    return FileInfo(
-        id=get.number("id"),
-        status=get.text("status"),
-        size=get.number("size"),
-        stored=get.number("stored"),
-        parts=get.number("parts"),
-        created=get.number("created"),
-        name=get.name(),
-    )
-
-
-def _part_info(get: _Fields) -> PartInfo:
-    return PartInfo(
-        id=get.number("id"),
-        seq=get.number("seq"),
-        offset=get.number("offset"),
-        size=get.number("size"),
-        stored=get.number("stored"),
-        codec=get.text("codec"),
-        md5=get.text("md5"),
-    )
-
-
-def _deleted(get: _Fields) -> Deleted:
-    return Deleted(get.number("id"), get.number("freed"), get.name())
-
-
-def _damaged_copy(error: Partial, rows: Rows) -> DamagedCopy:
-    copy = DamagedCopy(error.message, **error.fields)
-    copy.damage = tuple(_damage(_Fields(row)) for row in rows if row.word == "DAMAGE")
-    return copy
-
-
-def _damage(get: _Fields) -> Damage:
-    return Damage(get.number("offset"), get.number("length"), get.number("seq"))
-
-
-def _bad_part(get: _Fields) -> BadPart:
-    return BadPart(get.number("id"), get.number("seq"), get.number("offset"), get.text("code"), get.name())

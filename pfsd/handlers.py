@@ -309,7 +309,7 @@ async def _quit(call: Call) -> None:
 async def _exit(call: Call) -> None:
     allow = call.service.allow_exit
     if allow == "nobody" or (allow == "local" and not call.connection.is_local):
-        raise Denied("this daemon is not stopped from here (allow_exit); quit ends just this session")
+        raise Denied("this daemon is not stopped from here (allow_exit); quit ends just your session")
     call.service.running.discard(current_task())  # or the shutdown would wait for this
     await call.service.shut_down()
     await call.answer.ok("exit")

@@ -82,7 +82,7 @@ VERBS: dict[str, Verb] = {
     "hello": _verb("hello [proto=1]", 0, 0, "proto", "version, limits and state of this daemon", "hello proto=1"),
     "auth": _verb("auth TOKEN", 1, 1, "", "show the token of this daemon", "auth correct-horse"),
     "help": _verb("help [VERB]", 0, 1, "", "this list, or one command", "help put"),
-    "quit": _verb("quit", 0, 0, "", "end this session; the daemon goes on", "quit"),
+    "quit": _verb("quit", 0, 0, "", "end the session; the daemon goes on", "quit"),
     "exit": _verb("exit", 0, 0, "", "shut the daemon down: running commands finish first", "exit"),
 }
 

@@ -29,6 +29,7 @@ LAYERS = [
     {"session"},
     {"daemon"},
     {"exchange", "transfer"},
+    {"results"},
     {"client"},
     {"progress"},
     {"console"},
@@ -54,6 +55,7 @@ CLIENT_MAY_IMPORT = {
     "exchange",
     "transfer",
     "console",
+    "results",
 }
 
 

@@ -372,13 +372,3 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert target.is_relative_to(ROOT), f"{path.name} links to {link}"
         if anchor:
             assert anchor in map(slug, sections(target)), f"{path.name} links to {link}"
-
-
-def test_the_project_speaks_of_itself_alone() -> None:
-    outside = re.compile(rb"(?<![\w.])/work/|\.\./shared|\bpull request #?\d|\bissue #?\d", re.IGNORECASE)
-    found = {
-        str(path.relative_to(ROOT)): match[0]
-        for path in our_files()
-        if path != Path(__file__) and (match := outside.search(path.read_bytes()))
-    }
-    assert not found
