@@ -131,6 +131,8 @@ class Workers:
             except _Lost:
                 continue
             if isinstance(outcome, work.Failure):
+                if outcome.trace:
+                    log.error("a bug in %s:\n%s", function.__name__, outcome.trace)
                 raise outcome.error()
             return outcome
         raise IoError(f"the I/O process died or hung {work.ATTEMPTS} times over this task; the log says more")

@@ -1,0 +1,113 @@
+"""I/O processes that die, hang or fail under their tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from pfsd import work
+from pfsd.budget import MemoryBudget
+from pfsd.errors import IoError, NoSpace
+from pfsd.fair import Flow
+from pfsd.workers import Workers
+
+
+@asynccontextmanager
+async def processes(store: Path, count: int = 1, task_seconds: float = 60) -> AsyncIterator[Workers]:
+    budget = MemoryBudget(1 << 20)
+    setup = work.Setup(f"/proc/{os.getpid()}/fd/{budget.fd}", budget.limit, f"file:{store}", "epoch", False, False)
+    workers = Workers(count, setup, task_seconds)
+    try:
+        await workers.start()
+        yield workers
+    finally:
+        await workers.stop()
+        budget.close()
+
+
+# --- tasks --------------------------------------------------------------------------------------
+
+
+def attempt_of(task: object, attempt: int) -> int:
+    return attempt
+
+
+def die_at_first(task: int, attempt: int) -> int:
+    """Dies in as many attempts as the task says."""
+    if attempt < task:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return attempt
+
+
+def stop_at_first(task: int, attempt: int) -> int:
+    """Stands still in as many attempts as the task says."""
+    if attempt < task:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return attempt
+
+
+def fail(task: object, attempt: int) -> work.Failure:
+    return work.Failure("no-space", "full", {"errno": "ENOSPC"})
+
+
+def wait_for_pipe(task: str, attempt: int) -> str:
+    """Ends when somebody writes to the named pipe."""
+    with open(task) as pipe:
+        return pipe.read()
+
+
+# --- tests --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+async def test_the_task_of_a_process_that_died_is_done_by_another(tmp_path: Path, deaths: int) -> None:
+    async with processes(tmp_path) as workers:
+        before = workers.pids
+        assert await workers.run(die_at_first, deaths, Flow(), 1) == deaths
+        assert workers.replaced == deaths
+        assert (workers.pids == before) is (deaths == 0)
+        assert await workers.run(attempt_of, None, Flow(), 1) == 0
+
+
+async def test_a_task_that_kills_every_process_fails_and_nothing_else_does(tmp_path: Path) -> None:
+    async with processes(tmp_path, count=2) as workers:
+        doomed = asyncio.ensure_future(workers.run(die_at_first, work.ATTEMPTS, Flow(), 1))
+        others = [asyncio.ensure_future(workers.run(attempt_of, None, Flow(), 1)) for _ in range(20)]
+        assert await asyncio.gather(*others) == [0] * 20
+        with pytest.raises(IoError, match="3 times"):
+            await doomed
+        assert workers.replaced == work.ATTEMPTS and workers.busy == 0
+
+
+async def test_a_process_that_hangs_is_replaced_and_its_task_repeated(tmp_path: Path) -> None:
+    async with processes(tmp_path, task_seconds=0.3) as workers:
+        (hung,) = workers.pids
+        assert await workers.run(stop_at_first, 1, Flow(), 1) == 1
+        assert workers.replaced == 1 and hung not in workers.pids
+
+
+async def test_a_failure_comes_back_as_the_error_it_stands_for(tmp_path: Path) -> None:
+    async with processes(tmp_path) as workers:
+        with pytest.raises(NoSpace) as caught:
+            await workers.run(fail, None, Flow(), 1)
+        assert caught.value.fields == {"errno": "ENOSPC"} and workers.replaced == 0
+
+
+async def test_a_cancelled_caller_is_let_go_when_the_process_is_done(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with processes(tmp_path) as workers:
+        caller = asyncio.ensure_future(workers.run(wait_for_pipe, str(pipe), Flow(), 1))
+        with await asyncio.to_thread(open, pipe, "w") as end:  # opens when the task has opened its end
+            caller.cancel()
+            assert await asyncio.wait({caller}, timeout=0) == (set(), {caller})
+            end.write("go on")
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        assert workers.busy == 0 and workers.replaced == 0
