@@ -37,8 +37,9 @@ def server_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="pfsd",
         description="A parallel file storage daemon driven by lines of text over a socket.",
-        epilog="Exit codes: 0 stopped; 64 bad command line; 65 registry damaged; 71 cannot listen; 73 store in use "
-        "or not creatable; 74 storage failed while running; 78 bad configuration.",
+        epilog="Exit codes: 0 stopped; 64 bad command line; 65 registry damaged; 70 no I/O processes; "
+        "71 cannot listen; 73 store in use or not creatable; 74 storage failed while running; 75 stop timed out; "
+        "78 bad configuration.",
     )
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="(%(default)s)")
     parser.add_argument("--version", action="version", version=f"pfsd {__version__}")

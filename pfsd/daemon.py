@@ -16,6 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -33,6 +34,7 @@ from pfsd.errors import (
     Busy,
     CannotListen,
     Denied,
+    ProcessesUnavailable,
     RegistryDamaged,
     RequestError,
     StorageFailed,
@@ -81,8 +83,8 @@ class Daemon:
     async def run(self) -> int:
         """The whole life; returns the exit code."""
         self._open_store()
+        await self._start_workers()
         try:
-            await self._start_workers()
             self._make_service()
             await self._tidy()
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
@@ -133,7 +135,13 @@ class Daemon:
             lanes=self._config.md5 == "auto",
         )
         self._workers = Workers(self._config.processes, setup)
-        await self._workers.start()
+        try:
+            await self._workers.start()
+        except BaseException as error:
+            self._workers.kill()
+            if isinstance(error, (BrokenExecutor, OSError)):
+                raise ProcessesUnavailable(f"the I/O processes cannot be started: {error}") from error
+            raise
 
     def _make_service(self) -> None:
         config = self._config

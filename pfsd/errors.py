@@ -189,6 +189,12 @@ class RegistryDamaged(FatalError):
     exit_code = 65
 
 
+class ProcessesUnavailable(FatalError):
+    """The I/O processes cannot be started."""
+
+    exit_code = 70
+
+
 class CannotListen(FatalError):
     """A listening address cannot be used."""
 

@@ -431,3 +431,13 @@ def test_large_parts_of_old_files_need_no_more_memory_than_they_have(idle_daemon
     with idle_daemon.connect() as wire:
         wire.send(b"get large -\n")
         assert wire.frames()[0] == content
+
+
+def test_a_start_without_processes_is_refused_in_one_line(idle_daemon: Daemon) -> None:
+    # The processes are started through a socket, whose path can have some hundred bytes.
+    far = idle_daemon.home / ("d" * 120)
+    far.mkdir()
+    idle_daemon.environ = {"TMPDIR": str(far)}
+    code, said = idle_daemon.start_fails()
+    assert code == 70 and "the I/O processes cannot be started" in said
+    assert "Traceback" not in said and said.count("\n") == 1
