@@ -9,6 +9,7 @@ neither lines, checksums and disks (that is `journal`) nor what a record means (
     {"type":"ready","file":7,"size":5000000,...,"name":"movie","runs":[...],"replaces":3}
     {"type":"drop","file":7}    {"type":"delete","file":7}    {"type":"removed","file":7}
     {"type":"rename","file":7,"name":"film"}    {"type":"damage","file":7,"parts":[0,4]}
+    {"type":"moved","file":7,"run":{"pack":19,"seq":0,...}}
     {"type":"ids","file":8,"part":36,"pack":13}
 
 A name is bytes. It is written as `name` when it is UTF-8, else as `name_hex` in hexadecimal.
@@ -48,7 +49,7 @@ class Run(Struct, frozen=True, gc=False):
     """Consecutive parts of one file in one pack, one after the other.
 
     `seq` and `part` are the sequence number and id of the first, `head` the bytes of the header before each.
-    A run without parts stands for a pack that holds only the file's end marker.
+    A run without parts stands for the file's end marker.
     """
 
     pack: Id
@@ -119,6 +120,13 @@ class Damage(Struct, frozen=True, gc=False, tag_field="type", tag="damage"):
     parts: list[Small]
 
 
+class Moved(Struct, frozen=True, gc=False, tag_field="type", tag="moved"):
+    """The file's run that begins at `run.seq` lies elsewhere now; its parts are what they were."""
+
+    file: Id
+    run: Run
+
+
 class Ids(Struct, frozen=True, gc=False, tag_field="type", tag="ids"):
     """All ids below these have been given out, whether or not a record still shows it."""
 
@@ -127,7 +135,7 @@ class Ids(Struct, frozen=True, gc=False, tag_field="type", tag="ids"):
     pack: Id
 
 
-Record = Put | Parts | Ready | Drop | Delete | Removed | Rename | Damage | Ids
+Record = Put | Parts | Ready | Drop | Delete | Removed | Rename | Damage | Moved | Ids
 
 
 # --- names: what JSON cannot hold ---------------------------------------------------------------
@@ -170,7 +178,7 @@ class _RenameLine(Struct, gc=False, omit_defaults=True, tag_field="type", tag="r
 
 
 _Named = _PutLine | _ReadyLine | _RenameLine
-_Line = _PutLine | Parts | _ReadyLine | Drop | Delete | Removed | _RenameLine | Damage | Ids
+_Line = _PutLine | Parts | _ReadyLine | Drop | Delete | Removed | _RenameLine | Damage | Moved | Ids
 _NAMED = (_PutLine, _ReadyLine, _RenameLine)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)

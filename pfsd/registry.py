@@ -7,6 +7,7 @@ or how a store works; it does no I/O and belongs to one thread.
 Parts are held packed, one `bytes` per run, since there are millions of them (little-endian):
 
     run   +0 u64 pack | +8 u64 id of first part | +16 u32 seq of first part | +20 u32 header bytes of a part
+          +24 u64 bytes it takes in its pack, headers and payloads
     then for each part, 33 bytes
           +0 u64 offset in the pack | +8 u32 size | +12 u32 stored | +16 u8 codec (index) | +17 16 bytes md5
 """
@@ -30,6 +31,7 @@ from pfsd.records import (
     Delete,
     Drop,
     Ids,
+    Moved,
     PartRow,
     Parts,
     Put,
@@ -41,7 +43,7 @@ from pfsd.records import (
     decode,
 )
 
-_RUN = Struct("<QQII")
+_RUN = Struct("<QQIIQ")
 _ROW = Struct("<QIIB16s")
 
 #: Parts that a snapshot writes into a Ready record; files of more are written as Put, Parts, Ready.
@@ -156,7 +158,8 @@ class Registry:
         self._storing: dict[bytes, File] = {}
         self._deleting: dict[int, File] = {}
         self._ids: list[int] = []  # ascending; some may be of files that are forgotten
-        self._pack_users: dict[int, int] = {}  # pack -> its runs of files that are stored or being stored
+        self._pack_users: dict[int, int] = {}  # pack -> its runs, of files of any status
+        self._pack_live: dict[int, int] = {}  # pack -> bytes in it of files that are stored or being stored
         self._codecs: list[str] = []
         self._snapshot: Snapshot | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -168,6 +171,7 @@ class Registry:
             Removed: self._removed,
             Rename: self._rename,
             Damage: self._damage,
+            Moved: self._moved,
             Ids: self._note_ids,
         }
 
@@ -264,7 +268,7 @@ class Registry:
         self._need(record.file, (Status.STORING,), "drop")
         self._keep(file)
         del self._storing[file.name]
-        self._release_packs(file)
+        self._bury(file)
         self._leave(file)
 
     def _delete(self, record: Delete) -> None:
@@ -298,6 +302,23 @@ class Registry:
         self._keep(file)
         file._bad = tuple(record.parts)
         file.status = Status.DAMAGED if file._bad else Status.READY
+
+    def _moved(self, record: Moved) -> None:
+        file = self._need(record.file, _READABLE, "moved")
+        new = self._pack(record.run, file.part_size)
+        runs = file._packed_runs()
+        at = bisect_left(runs, record.run.seq, key=_first_seq)
+        if at == len(runs) or not _same_parts(runs[at], new.data):
+            raise RegistryError(f"moved: file {file.id} has no run from part {record.run.seq} with these parts")
+        old = runs[at]
+        self._keep(file)
+        self._use_pack(new.data)
+        self._bury_run(old)
+        self._release_pack(old)
+        if isinstance(file._runs, list):
+            file._runs[at] = new.data
+        else:
+            file._runs = new.data
 
     def _note_ids(self, record: Ids) -> None:
         self.next_file = max(self.next_file, record.file)
@@ -355,21 +376,27 @@ class Registry:
             md5s += b"".join([packed[at : at + 16] for at in range(_RUN.size + 17, len(packed), _ROW.size)])
         return hashing.etag(md5s)
 
-    def packs_freed_by(self, file_id: int) -> list[int]:
-        """The packs that nobody else needs, in order of use; KeyError for an unknown file.
+    def packs_of(self, file_id: int) -> list[int]:
+        """The packs that a file lies in, each once, in order of use; KeyError for an unknown file."""
+        return list(dict.fromkeys(map(_pack_id, self._files[file_id]._packed_runs())))
 
-        Files that are being deleted need none: of two deleted files both name the pack they share.
-        """
-        file = self._files[file_id]
-        own = Counter(map(_pack_id, file._packed_runs()))
-        if file.status is Status.DELETING:
-            return [pack for pack in own if pack not in self._pack_users]
-        return [pack for pack, uses in own.items() if self._pack_users[pack] == uses]
+    def is_used(self, pack: int) -> bool:
+        """Whether any file lies in this pack; a deleted one does until it is `Removed`."""
+        return pack in self._pack_users
+
+    def live_bytes_of(self, pack: int) -> int:
+        """Bytes in a pack, headers and payloads, of files that are stored or being stored, not of deleted ones."""
+        return self._pack_live.get(pack, 0)
+
+    def footprint(self, file_id: int) -> int:
+        """Bytes of a file, headers and payloads, in packs that no other file uses; KeyError for an unknown file."""
+        runs = self._files[file_id]._packed_runs()
+        own = Counter(map(_pack_id, runs))
+        return sum(_footprint(run) for run in runs if self._pack_users[_pack_id(run)] == own[_pack_id(run)])
 
     def live_packs(self) -> set[int]:
-        """All packs that some file, also one that is being deleted, still lies in."""
-        condemned = (_pack_id(run) for file in self._deleting.values() for run in file._packed_runs())
-        return {*self._pack_users, *condemned}
+        """All packs that are used."""
+        return set(self._pack_users)
 
     def interrupted(self) -> list[File]:
         """The files being stored: after a replay, those whose put was cut short and is to be dropped."""
@@ -413,7 +440,6 @@ class Registry:
         pieces, total, stored_total, end = [], 0, 0, 0
         last = len(run.parts) - 1
         try:
-            pieces.append(_RUN.pack(run.pack, run.part, run.seq, run.head))
             for index, (offset, size, stored, codec, md5) in enumerate(run.parts):
                 if size != part_size and not (index == last and 0 < size < part_size):
                     raise RegistryError(f"part {run.seq + index} has {size} bytes in a file of parts of {part_size}")
@@ -423,9 +449,10 @@ class Registry:
                 total += size
                 stored_total += stored
                 pieces.append(_ROW.pack(offset, size, stored, self._codec_index(codec), unhexlify(md5)))
+            head = _RUN.pack(run.pack, run.part, run.seq, run.head, stored_total + run.head * len(run.parts))
         except (StructError, ValueError) as error:
             raise RegistryError(str(error)) from error
-        return _Packed(b"".join(pieces), len(run.parts), total, stored_total)
+        return _Packed(head + b"".join(pieces), len(run.parts), total, stored_total)
 
     def _codec_index(self, codec: str) -> int:
         if codec not in self._codecs:
@@ -456,6 +483,8 @@ class Registry:
 
     def _leave(self, file: File) -> None:
         del self._files[file.id]
+        for run in file._packed_runs():
+            self._release_pack(run)
         self.live_bytes -= _live_bytes(file)
         if len(self._ids) > 2 * len(self._files) + 1024:
             self._ids = sorted(self._files)
@@ -466,10 +495,8 @@ class Registry:
             file.parts += run.parts
             file.size += run.size
             file.stored += run.stored
-            pack, part, _, _ = _RUN.unpack_from(run.data)
-            self._pack_users[pack] = self._pack_users.get(pack, 0) + 1
-            if pack >= self.next_pack:
-                self.next_pack = pack + 1
+            self._use_pack(run.data)
+            part = _RUN.unpack_from(run.data)[1]
             if part + run.parts > self.next_part:
                 self.next_part = part + run.parts
             self.live_bytes += RUN_BYTES + PART_BYTES * run.parts
@@ -479,16 +506,33 @@ class Registry:
         self._keep(file)
         self._count(file, -1)
         del self._readable[file.name]
-        self._release_packs(file)
+        self._bury(file)
         file.status = Status.DELETING
         file._bad = ()
         self._deleting[file.id] = file
 
-    def _release_packs(self, file: File) -> None:
-        for pack in map(_pack_id, file._packed_runs()):
-            self._pack_users[pack] -= 1
-            if not self._pack_users[pack]:
-                del self._pack_users[pack]
+    def _use_pack(self, run: bytes) -> None:
+        """A pack has one run more."""
+        pack = _pack_id(run)
+        self._pack_users[pack] = self._pack_users.get(pack, 0) + 1
+        self._pack_live[pack] = self._pack_live.get(pack, 0) + _footprint(run)
+        if pack >= self.next_pack:
+            self.next_pack = pack + 1
+
+    def _release_pack(self, run: bytes) -> None:
+        """A pack has one run less, whose bytes do not count any more."""
+        pack = _pack_id(run)
+        self._pack_users[pack] -= 1
+        if not self._pack_users[pack]:
+            del self._pack_users[pack], self._pack_live[pack]
+
+    def _bury(self, file: File) -> None:
+        """The bytes of a file do not count as live any more, though it still uses its packs."""
+        for run in file._packed_runs():
+            self._bury_run(run)
+
+    def _bury_run(self, run: bytes) -> None:
+        self._pack_live[_pack_id(run)] -= _footprint(run)
 
     def _count(self, file: File, sign: int) -> None:
         self.files_ready += sign
@@ -502,7 +546,7 @@ class Registry:
         self, file_id: int, part_size: int, runs: Iterable[bytes], first: int, last: int
     ) -> Iterator[list[Part]]:
         for packed in runs:
-            pack, part_id, seq, head = _RUN.unpack_from(packed)
+            pack, part_id, seq, head, _ = _RUN.unpack_from(packed)
             if seq > last:
                 return
             wanted = [
@@ -542,7 +586,7 @@ class Registry:
             yield Delete(file.id)
 
     def _unpack_run(self, packed: bytes) -> Run:
-        pack, part, seq, head = _RUN.unpack_from(packed)
+        pack, part, seq, head, _ = _RUN.unpack_from(packed)
         rows: list[PartRow] = [
             (offset, size, stored, self._codecs[codec], md5.hex()) for offset, size, stored, codec, md5 in _rows(packed)
         ]
@@ -616,6 +660,16 @@ def _part_count(packed: bytes) -> int:
 
 def _pack_id(packed: bytes) -> int:
     return int.from_bytes(packed[:8], "little")
+
+
+def _footprint(packed: bytes) -> int:
+    return int.from_bytes(packed[24:32], "little")
+
+
+def _same_parts(one: bytes, other: bytes) -> bool:
+    """Whether two runs are of the same parts, wherever these lie."""
+    same_ids = one[8:20] == other[8:20] and len(one) == len(other)
+    return same_ids and all(row[1:] == moved[1:] for row, moved in zip(_rows(one), _rows(other), strict=True))
 
 
 def _rows(packed: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:

@@ -14,6 +14,7 @@ from pfsd.records import (
     Delete,
     Drop,
     Ids,
+    Moved,
     Parts,
     Put,
     Ready,
@@ -38,6 +39,7 @@ EVERY_TYPE: list[Record] = [
     Removed(file=7),
     Rename(file=7, name=b"film", replaces=2),
     Damage(file=7, parts=[0, 4]),
+    Moved(file=7, run=RUN),
     Ids(file=8, part=36, pack=13),
 ]
 

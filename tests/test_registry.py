@@ -11,9 +11,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec import structs
 
 from pfsd import registry as registry_module
-from pfsd.records import Damage, Delete, Drop, Ids, Parts, Put, Ready, Record, Removed, Rename, Run, encode
+from pfsd.records import Damage, Delete, Drop, Ids, Moved, Parts, Put, Ready, Record, Removed, Rename, Run, encode
 from pfsd.registry import Part, Registry, RegistryError, Snapshot, Status
 
 PART_SIZE = 100
@@ -59,7 +60,9 @@ def state(registry: Registry) -> tuple[Any, ...]:
         ],
         [list(registry.parts(file.id)) for file in files],
         [registry.bad_parts(file.id) for file in files],
-        [registry.packs_freed_by(file.id) for file in files],
+        [registry.packs_of(file.id) for file in files],
+        [registry.footprint(file.id) for file in files],
+        {pack: registry.live_bytes_of(pack) for pack in registry.live_packs()},
         [[len(run) for run in registry.runs(file.id)] for file in files],
         registry.live_packs(),
         {file.id for file in registry.interrupted()},
@@ -324,23 +327,100 @@ def test_ids_outlive_all_files() -> None:
     assert ids(replayed(registry.snapshot())) == (41, 62, 51)
 
 
-def test_a_shared_pack_is_freed_by_its_last_file() -> None:
+def test_a_shared_pack_is_used_until_its_last_file_is_forgotten() -> None:
     registry = made(
         ready(1, b"a", run(1, 0, [100]), run(2, 1, [100]), run(1, 2, [100])),
         ready(2, b"b", run(2, 0, [10])),
         put(3, b"c"),
         Parts(3, run(2, 0, [10])),
     )
-    assert registry.packs_freed_by(1) == [1] and registry.packs_freed_by(2) == []
+    assert [registry.packs_of(file) for file in (1, 2, 3)] == [[1, 2], [2], [2]]
+    assert [registry.footprint(file) for file in (1, 2, 3)] == [120, 0, 0]
+    assert (registry.live_bytes_of(1), registry.live_bytes_of(2), registry.live_bytes_of(9)) == (120, 60 + 15 + 15, 0)
     registry.apply(Drop(3))
+    assert registry.live_bytes_of(2) == 75
     registry.apply(Delete(2))
-    assert registry.packs_freed_by(2) == [] and registry.packs_freed_by(1) == [1, 2]
     registry.apply(Delete(1))
-    assert registry.packs_freed_by(2) == [2] and registry.packs_freed_by(1) == [1, 2]
-    assert registry.live_packs() == {1, 2}
+    assert (registry.live_bytes_of(1), registry.live_bytes_of(2)) == (0, 0), "nobody can read them any more"
     registry.apply(Removed(1))
+    assert not registry.is_used(1) and registry.is_used(2), "file 2 may still be read"
+    assert registry.live_packs() == {2} and registry.footprint(2) == 15
     registry.apply(Removed(2))
-    assert registry.live_packs() == set()
+    assert registry.live_packs() == set() and not registry.is_used(2)
+
+
+# --- moving ---
+
+PLACED = (
+    put(1, b"a"),
+    Parts(1, run(1, 0, [100, 100], part=1)),
+    Parts(1, run(1, 2, [100], part=3)),
+    ready(1, b"a", run(2, 3, [40], part=4), run(3, 4, []), size=340),
+    Damage(1, [0, 2]),
+    ready(2, b"b", run(2, 0, [100, 100], part=5)),
+    ready(3, b"c", run(4, 0, [])),
+    put(4, b"d"),
+    Parts(4, run(5, 0, [100], part=7)),
+    ready(5, b"e", run(6, 0, [100], part=8)),
+    Delete(5),
+)
+
+
+def shifted(found: Run, pack: int, by: int = 1000, **changes: Any) -> Run:
+    """A run as it is after it was moved, or nearly so."""
+    rows = [(row[0] + by, *row[1:]) for row in found.parts]
+    return structs.replace(found, **{"pack": pack, "parts": rows, **changes})
+
+
+def test_a_moved_run_is_the_same_but_for_its_place() -> None:
+    registry = made(*PLACED)
+    before = list(registry.parts(1))
+    registry.apply(Moved(1, shifted(run(1, 0, [100, 100], part=1), pack=2, head=HEAD - 1)))
+    places = [(part.pack, part.pack_offset, part.head) for part in registry.parts(1)]
+    assert places == [(2, 1000, HEAD - 1), (2, 1060, HEAD - 1), (1, 0, HEAD), (2, 0, HEAD)]
+    there = [part._replace(pack=0, pack_offset=0, head=0) for part in before]
+    assert [part._replace(pack=0, pack_offset=0, head=0) for part in registry.parts(1)] == there
+    assert registry.bad_parts(1) == (0, 2)
+    assert registry.packs_of(1) == [2, 1, 3]
+    assert (registry.live_bytes_of(1), registry.live_bytes_of(2)) == (60, 2 * (HEAD + 49) + 30 + 120)
+    registry.apply(Moved(1, shifted(run(1, 2, [100], part=3), pack=77)))
+    assert not registry.is_used(1) and registry.live_bytes_of(77) == 60 and registry.next_pack == 78
+    assert state(replayed(registry.snapshot())) == state(registry)
+
+
+def test_the_end_marker_of_a_file_can_be_moved() -> None:
+    registry = made(*PLACED, Moved(3, run(9, 0, [])), Moved(1, run(9, 4, [])))
+    assert registry.packs_of(3) == [9] and registry.packs_of(1) == [1, 2, 9]
+    assert registry.live_packs() == {1, 2, 5, 6, 9} and registry.live_bytes_of(9) == 0
+
+
+WHOLE = run(2, 0, [100, 100], part=5)
+MOVED_REFUSED: dict[str, Record] = {
+    "unknown file": Moved(9, shifted(WHOLE, 9)),
+    "being stored": Moved(4, shifted(run(5, 0, [100], part=7), 9)),
+    "deleted": Moved(5, shifted(run(6, 0, [100], part=8), 9)),
+    "no run begins there": Moved(2, run(9, 1, [100], part=6)),
+    "no run begins behind": Moved(2, run(9, 2, [])),
+    "fewer parts": Moved(2, run(9, 0, [100], part=5)),
+    "more parts": Moved(2, run(9, 0, [100, 100, 100], part=5)),
+    "no parts": Moved(2, run(9, 0, [], part=5)),
+    "parts for a marker": Moved(3, run(9, 0, [100], part=0)),
+    "other ids": Moved(2, shifted(WHOLE, 9, part=6)),
+    "another size": Moved(2, run(9, 0, [100, 99], part=5)),
+    "another stored size": Moved(2, shifted(WHOLE, 9, parts=[WHOLE.parts[0], (60, 100, 49, *WHOLE.parts[1][3:])])),
+    "another codec": Moved(2, shifted(WHOLE, 9, parts=[WHOLE.parts[0], (60, 100, 50, "zlib", WHOLE.parts[1][4])])),
+    "another md5": Moved(2, shifted(WHOLE, 9, parts=[WHOLE.parts[0], (60, 100, 50, "zstd", "00" * 16)])),
+    "overlap": Moved(2, shifted(WHOLE, 9, parts=[WHOLE.parts[0], (59, *WHOLE.parts[1][1:])])),
+}
+
+
+@pytest.mark.parametrize("record", MOVED_REFUSED.values(), ids=MOVED_REFUSED.keys())
+def test_a_move_to_other_parts_is_refused_and_changes_nothing(record: Record) -> None:
+    registry = made(*PLACED)
+    before = state(registry), ids(registry)
+    with pytest.raises(RegistryError):
+        registry.apply(record)
+    assert (state(registry), ids(registry)) == before
 
 
 # --- snapshots ---
@@ -535,6 +615,29 @@ class Model(RuleBasedStateMachine):
         self.do(Damage(file, seqs))
         self.bad[file] = seqs
 
+    @precondition(lambda self: any(self.packs[file] for file in self.names.values()))
+    @rule(data=st.data())
+    def move(self, data: st.DataObject) -> None:
+        file = data.draw(st.sampled_from(sorted(file for file in self.names.values() if self.packs[file])))
+        at = data.draw(st.integers(0, len(self.packs[file]) - 1))
+        old = self.registered_runs(file)[at]
+        pack = data.draw(st.sampled_from([1, 2, 3, self.registry.new_pack_id() + 3]))
+        self.do(Moved(file, shifted(old, pack, by=data.draw(st.integers(0, 9)))))
+        self.packs[file][at] = pack
+
+    def registered_runs(self, file: int) -> list[Run]:
+        """The runs of a file in order, from what can be asked: none of this model's is without parts."""
+        return [
+            Run(
+                run[0].pack,
+                run[0].seq,
+                run[0].id,
+                run[0].head,
+                [(part.pack_offset, part.size, part.stored, part.codec, part.md5.hex()) for part in run],
+            )
+            for run in self.registry.runs(file)
+        ]
+
     @precondition(lambda self: self.snapshot is None)
     @rule()
     def begin_snapshot(self) -> None:
@@ -581,11 +684,20 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def counts_the_users_of_packs(self) -> None:
-        users = Counter(pack for file in [*self.names.values(), *self.storing] for pack in self.packs[file])
+        users = Counter(pack for packs in self.packs.values() for pack in {*packs})
+        live: Counter[int] = Counter()
         for file, packs in self.packs.items():
-            own = Counter(packs) if file not in self.deleting else Counter()
-            assert {*self.registry.packs_freed_by(file)} == {pack for pack in packs if users[pack] == own[pack]}
-        assert self.registry.live_packs() == {pack for packs in self.packs.values() for pack in packs}
+            assert self.registry.packs_of(file) == list(dict.fromkeys(packs))
+            parts = list(self.registry.parts(file))
+            assert self.registry.footprint(file) == sum(
+                part.head + part.stored for part in parts if users[part.pack] == 1
+            )
+            if file not in self.deleting:
+                for part in parts:
+                    live[part.pack] += part.head + part.stored
+        assert self.registry.live_packs() == {*users}
+        assert all(self.registry.live_bytes_of(pack) == live[pack] for pack in users)
+        assert all(self.registry.is_used(pack) == (pack in users) for pack in range(self.registry.next_pack + 1))
 
     def teardown(self) -> None:
         if self.snapshot is not None:

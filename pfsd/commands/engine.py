@@ -139,27 +139,27 @@ class Engine:
     # --- packs ---
 
     async def remove(self, file: File) -> int:
-        """Unlink the packs of a file that is `deleting`, once nobody reads it, and forget it.
+        """Forget a file that is `deleting`, once nobody reads it, and unlink its packs that no other file uses.
 
-        Returns the bytes freed. What fails is logged and done at the next start.
+        Returns the bytes freed. What fails is logged and done at the next start, which sweeps unused packs.
         """
         if self._pins[file.id]:
             await self._unpinned.setdefault(file.id, asyncio.Event()).wait()
-        packs = self.registry.packs_freed_by(file.id)
+        packs = self.registry.packs_of(file.id)
         freed, flow = 0, Flow()
         try:
+            await self.committer.commit([records.Removed(file=file.id)])
+            packs = [pack for pack in packs if not self.registry.is_used(pack)]
             for first in range(0, len(packs), UNLINK_BATCH):
                 batch = tuple(packs[first : first + UNLINK_BATCH])
                 freed += await self.workers.run(work.delete_packs, batch, flow, UNLINK_COST * len(batch))
-            await self.committer.commit([records.Removed(file=file.id)])
         except RequestError as error:
             log.warning("the packs of deleted file %d stay until the next start: %s", file.id, error)
         return freed
 
     def footprint(self, file: File) -> int:
         """Bytes on disk that go when the file's packs go."""
-        freed = set(self.registry.packs_freed_by(file.id))
-        return sum(part.head + part.stored for part in self.registry.parts(file.id) if part.pack in freed)
+        return self.registry.footprint(file.id)
 
     def remove_soon(self, file: File) -> asyncio.Task[int]:
         """`remove` in the background."""
