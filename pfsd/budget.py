@@ -151,6 +151,9 @@ class MemoryBudget:
                 f"{sum(sizes[:least])} bytes of memory are needed at once, the slab has {self._slab.size}; "
                 "raise memory in the configuration"
             )
+        if not self._queue and len(sizes) == 1 and (extent := self._slab.take(sizes[0])) is not None:
+            self._queue.count(flow, sizes[0])
+            return [extent]
         waiter = _Waiter(sizes, least, asyncio.get_running_loop().create_future())
         self._queue.push(flow, sum(sizes), waiter)
         self._serve()

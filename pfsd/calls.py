@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfsd import protocol
+from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
 from pfsd.connection import Connection
@@ -104,6 +105,19 @@ class Feed:
         return self.complete.done() or (self.upload.done() and self.upload.result() is None)
 
 
+class Content:
+    """What has come of a small upload, all of it, in memory that whoever is done with it frees."""
+
+    def __init__(self, budget: MemoryBudget, extents: list[Extent]) -> None:
+        self._budget = budget
+        self.extents = extents
+
+    def free(self) -> None:
+        """Give the memory back, once."""
+        extents, self.extents = self.extents, []
+        self._budget.give(extents)
+
+
 @dataclass(frozen=True)
 class Call:
     """One request at work."""
@@ -114,6 +128,7 @@ class Call:
     answer: Answer
     client: int  # the number of its connection, for the log
     feed: Feed | None  # of an upload
+    content: Content | None  # of a small upload that had come whole
     trust: Callable[[], None]  # the client has shown the token
 
     @property

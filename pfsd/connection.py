@@ -16,11 +16,15 @@ from pfsd.errors import Cancelled, UsageError
 from pfsd.protocol import Flood, Line, LineReader, LongLine
 
 #: Lines are received in pieces of at most this size.
-LINE_BUFFER = 64 << 10
+LINE_BUFFER = 256 << 10
+#: Received and not yet looked at, beyond which nothing more is received.
+MAX_PENDING = 512 << 10
 #: After its last byte a connection takes what still comes for so long, before it closes.
 LINGER_SECONDS = 1.0
 #: Frames up to this many bytes are copied, and their writers need not wait until they have left.
 COPIED_FRAME = 64 << 10
+#: Replies that come in the same turn of the loop leave together, up to this many bytes.
+MAX_QUEUED = 64 << 10
 
 
 class ConnectionLost(Cancelled):
@@ -34,11 +38,13 @@ class Connection(asyncio.BufferedProtocol):
     a line may take to arrive; 0 is no bound.
     """
 
+    #: Where lines are received. One for all connections: the loops fill it and say so in one step.
+    _buffer = bytearray(LINE_BUFFER)
+
     def __init__(self, idle_seconds: float, line_seconds: float) -> None:
         self._idle_seconds = idle_seconds or None
         self._line_seconds = line_seconds or None
         self._lines = LineReader()
-        self._buffer = bytearray(LINE_BUFFER)
         self._target: memoryview | None = None  # where content goes, while `fill` waits
         self._filled = 0
         self._news: asyncio.Future[None] | None = None  # resolved when bytes, end of input or loss come
@@ -49,6 +55,8 @@ class Connection(asyncio.BufferedProtocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._gone = asyncio.Event()
+        self._queued: list[bytes] = []  # replies that leave at the end of this turn of the loop
+        self._queued_bytes = 0
         self.transport: asyncio.Transport
         self.received = 0
 
@@ -68,7 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._target is None:
             self._lines.feed(memoryview(self._buffer)[:nbytes])
             self._wake()
-            if self._lines.pending > 4 * LINE_BUFFER:
+            if self._lines.pending > MAX_PENDING:
                 self._set_reading(False)
             return
         self._filled += nbytes
@@ -168,6 +176,15 @@ class Connection(asyncio.BufferedProtocol):
             except ConnectionLost:
                 raise UsageError(f"the line did not end within {self._line_seconds:g} seconds") from None
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that have been received and can be taken without waiting."""
+        return self._lines.pending
+
+    def take(self, view: memoryview) -> None:
+        """Fill a view with content that is `buffered`."""
+        view[:] = self._lines.take(len(view))
+
     async def fill(self, view: memoryview) -> int:
         """Receive content until the view is full; fewer bytes only at the end of input, or after `stop_filling`."""
         buffered = self._lines.take(len(view))
@@ -235,16 +252,19 @@ class Connection(asyncio.BufferedProtocol):
     # --- writing ---
 
     async def write(self, data: bytes) -> None:
-        """Send reply bytes, once those before them have left."""
-        await self.flushed()
-        self.transport.write(data)
+        """Send reply bytes, once those before them are on their way."""
+        if not self._writable.is_set() or self._lost:
+            await self.flushed()
+        self._queue(data)
 
     async def write_frame(self, header: bytes, content: memoryview) -> None:
         """Send a frame; when this returns, the content's memory may change."""
-        await self.flushed()
+        if not self._writable.is_set() or self._lost:
+            await self.flushed()
         if len(content) <= COPIED_FRAME:
-            self.transport.write(header + bytes(content))
+            self._queue(header + bytes(content))
             return
+        await self.flushed()
         if header:
             self.transport.write(header)
         self.transport.write(content)
@@ -254,8 +274,23 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()  # the rest would be sent from memory that is someone else's by then
             raise
 
+    def _queue(self, data: bytes) -> None:
+        if not self._queued:
+            asyncio.get_running_loop().call_soon(self._send_queued)
+        self._queued.append(data)
+        self._queued_bytes += len(data)
+        if self._queued_bytes > MAX_QUEUED:
+            self._send_queued()
+
+    def _send_queued(self) -> None:
+        if self._queued and not self._lost:
+            self.transport.write(b"".join(self._queued))
+        self._queued.clear()
+        self._queued_bytes = 0
+
     async def flushed(self) -> None:
         """Wait until all has left. ConnectionLost when the client takes nothing for too long."""
+        self._send_queued()
         while not self._writable.is_set():
             before = self.transport.get_write_buffer_size()
             try:
@@ -289,6 +324,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close once everything queued is sent."""
+        self._send_queued()
         self.transport.close()
 
     def abort(self) -> None:

@@ -11,8 +11,7 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import pfsd
 from pfsd import protocol
@@ -37,30 +36,41 @@ ROW_BLOCK = 32 << 10
 # --- the verbs ---------------------------------------------------------------------------------
 
 
-@asynccontextmanager
-async def _progress(call: Call) -> AsyncIterator[Progress]:
-    """A progress, shown in rows while the body runs if the request wants them."""
-    progress = Progress()
-    seconds = call.request.number("progress")
-    if seconds is None:
-        yield progress
-        return
-    if not 1 <= seconds <= 3600:
-        raise UsageError("progress= takes 1 to 3600 seconds")
-    shower = asyncio.create_task(_show_progress(progress, call.request.verb, seconds, call.answer))
-    try:
-        yield progress
-    finally:
-        shower.cancel()
-        with suppress(asyncio.CancelledError, ConnectionLost):
-            await shower
+class _Progress:
+    """A progress, shown in rows while the body of `async with` runs if the request wants them."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._shower: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Progress:
+        progress = Progress()
+        seconds = self._call.request.number("progress")
+        if seconds is not None:
+            if not 1 <= seconds <= 3600:
+                raise UsageError("progress= takes 1 to 3600 seconds")
+            shown = _show_progress(progress, self._call.request.verb, seconds, self._call.answer)
+            self._shower = asyncio.create_task(shown)
+        return progress
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._shower is not None:
+            self._shower.cancel()
+            with suppress(asyncio.CancelledError, ConnectionLost):
+                await self._shower
 
 
 async def _put(call: Call) -> None:
     replace = call.request.flag("replace")
     name = call.request.options.get("name")
-    async with _progress(call) as progress:
-        if call.feed is not None:
+    async with _Progress(call) as progress:
+        if call.content is not None:
+            assert name is not None
+            try:
+                stored = await put.put_content(call.engine, name, replace, call.content.extents, progress, Flow())
+            finally:
+                call.content.free()
+        elif call.feed is not None:
             assert name is not None
             stored = await _put_content(call, name, replace, content_size(call.request), call.feed, progress)
         else:
@@ -102,7 +112,7 @@ async def _get(call: Call) -> None:
         raise UsageError(f"on_error= is fail or zero, not {protocol.show(on_error)}")
     ref, target = _file_ref(call.request.words[0]), call.request.words[1]
     offset, length = call.request.number("offset"), call.request.number("length")
-    async with _progress(call) as progress:
+    async with _Progress(call) as progress:
         if target == Word(b"-"):
             if stray := {"replace", "sync"} & call.request.options.keys():
                 raise UsageError(f"{min(stray)}= goes with a TARGET path, not with -")
@@ -221,7 +231,7 @@ async def _verify(call: Call) -> None:
     async def report(bad: verify.BadRow) -> None:
         await call.answer.row("BAD", id=bad.id, seq=bad.seq, offset=bad.offset, code=bad.code, name=bad.name)
 
-    async with _progress(call) as progress:
+    async with _Progress(call) as progress:
         done = await verify.verify(call.engine, refs, report, progress, Flow())
     if error := done.error():
         raise error

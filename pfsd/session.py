@@ -13,7 +13,7 @@ import os
 from contextlib import suppress
 
 from pfsd import protocol
-from pfsd.calls import Answer, Call, Feed, Handler, Service, current_task
+from pfsd.calls import Answer, Call, Content, Feed, Handler, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
 from pfsd.errors import AuthError, Busy, Cancelled, Internal, RequestError, Stopping, TooLong, UsageError
@@ -24,7 +24,7 @@ from pfsd.verbs import BEFORE_AUTH, VERBS, check
 log = logging.getLogger(__name__)
 
 #: Requests of one connection that run or wait for their turn; reading pauses above it.
-MAX_REQUESTS = 64
+MAX_REQUESTS = 256
 #: Uploads in frames that one connection may have open: each holds memory while its client sends others.
 MAX_OPEN_UPLOADS = 32
 #: Uploads in frames, refused and failed ones too, whose end has not come; beyond it the connection ends.
@@ -189,12 +189,14 @@ class Session:
 
     # --- tasks ---
 
-    def _spawn(self, request: Request, handler: Handler, feed: Feed | None = None) -> None:
+    def _spawn(
+        self, request: Request, handler: Handler, feed: Feed | None = None, content: Content | None = None
+    ) -> None:
         before = {self._last_untagged} if request.tag is None and self._last_untagged else set()
         if self._leaving:
             # Raw bytes and the end of the session both come after everything else.
             before = set(self._tasks)
-        task = asyncio.create_task(self._run(request, handler, feed, before))
+        task = asyncio.create_task(self._run(request, handler, feed, content, before))
         if request.tag is None:
             self._last_untagged = task
         else:
@@ -203,6 +205,8 @@ class Session:
 
         def ended(task: asyncio.Task[None]) -> None:
             self._ended(task)
+            if content is not None:
+                content.free()
             if request.tag is not None:
                 self._tags.discard(request.tag)
             if self._last_untagged is task:
@@ -238,7 +242,12 @@ class Session:
         self._spawn(Request("", tag=tag, ending=ending), raise_error)
 
     async def _run(
-        self, request: Request, handler: Handler, feed: Feed | None, before: set[asyncio.Task[None]]
+        self,
+        request: Request,
+        handler: Handler,
+        feed: Feed | None,
+        content: Content | None,
+        before: set[asyncio.Task[None]],
     ) -> None:
         if before:
             await asyncio.wait(before)
@@ -247,7 +256,7 @@ class Session:
         try:
             if request.verb in VERBS:
                 self._allow(request.verb)
-            await handler(self._call(request, answer, feed))
+            await handler(self._call(request, answer, feed, content))
         except ConnectionLost:
             pass
         except RequestError as error:
@@ -265,11 +274,11 @@ class Session:
         except Exception as error:
             await self._answer_error(_internal(error, request), answer)
 
-    def _call(self, request: Request, answer: Answer, feed: Feed | None) -> Call:
+    def _call(self, request: Request, answer: Answer, feed: Feed | None, content: Content | None) -> Call:
         def trust() -> None:
             self._trusted = True
 
-        return Call(self._service, self._connection, request, answer, self._number, feed, trust)
+        return Call(self._service, self._connection, request, answer, self._number, feed, content, trust)
 
     async def _answer_error(self, error: RequestError, answer: Answer) -> None:
         with suppress(ConnectionLost):
@@ -278,8 +287,13 @@ class Session:
     # --- content ---
 
     async def _start_upload(self, request: Request) -> None:
-        feed = Feed()
         size = request.options["size"].lower()
+        waits = request.tag is None and self._last_untagged is not None
+        # One that has to wait leaves its content where it is, lest it keeps memory from others.
+        if size.isdigit() and not waits and (content := self._take_content(int(size))) is not None:
+            self._spawn(request, HANDLERS["put"], content=content)
+            return
+        feed = Feed()
         framed = size == b"chunked"
         if framed:
             self._feeds[request.tag] = feed
@@ -287,6 +301,22 @@ class Session:
         await feed.upload
         if not framed and await self._receive(feed, None if size == b"eof" else int(size)):
             feed.end()
+
+    def _take_content(self, size: int) -> Content | None:
+        """The content of a small upload, if all of it has come with its line and there is memory for it."""
+        engine = self._service.engine
+        if size > min(self._connection.buffered, engine.settings.small_bytes):
+            return None
+        content = Content(engine.budget, [])
+        for part in put.part_sizes(size, engine.settings.part_size):
+            extent = engine.budget.try_take(part)
+            if extent is None:
+                content.free()
+                return None
+            content.extents.append(extent)
+        for extent in content.extents:
+            self._connection.take(engine.budget.view(extent))
+        return content
 
     async def _receive(self, feed: Feed, count: int | None) -> bool:
         """Read `count` bytes of content (None: all there is) into the upload; whether all came, else it fails.

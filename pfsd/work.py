@@ -56,15 +56,23 @@ class PartIn(NamedTuple):
     size: int
 
 
+class Read(NamedTuple):
+    """The parts of a batch from `first` to before `end` are to be read from a file, one after the other."""
+
+    path: str
+    offset: int
+    first: int
+    end: int
+
+
 class StoreBatch(NamedTuple):
-    """Parts that go into one pack, in this order."""
+    """Parts that go into one pack, in this order: a run of one file, or some small files whole."""
 
     token: str
     parts: tuple[PartIn, ...]
     codec: str
     level: int
-    source: str | None = None  # read the parts from this file first, one after the other
-    source_offset: int = 0
+    reads: tuple[Read, ...] = ()
 
 
 def staging_tokens(batch: StoreBatch) -> set[str]:
@@ -88,11 +96,13 @@ class PartRow(NamedTuple):
 
 
 class StoredBatch(NamedTuple):
-    """A staged pack and its parts; end markers have no row."""
+    """A staged pack and a row for each part of its batch.
+
+    Parts that could not be read have their failure instead. When that is all of them nothing is staged.
+    """
 
     token: str
-    size: int
-    parts: tuple[PartRow, ...]
+    parts: tuple[PartRow | Failure, ...]
 
 
 class PartOut(NamedTuple):
@@ -210,16 +220,20 @@ def _task(function: Callable[[Argument, int], Outcome]) -> Task[Outcome]:
         try:
             return function(task, attempt)
         except RequestError as error:
-            return Failure(error.code, error.message, error.fields)
+            return _failure(error)
         except OSError as error:
             translated = from_os_error(error, function.__name__.replace("_", " "))
             if isinstance(translated, NotFound):  # the store's directory is gone: nothing that a client named
                 translated = IoError(translated.message, **translated.fields)
-            return Failure(translated.code, translated.message, translated.fields)
+            return _failure(translated)
         except Exception as error:
             return Failure("internal", f"{type(error).__name__} in an I/O process", {}, traceback.format_exc())
 
     return run
+
+
+def _failure(error: RequestError) -> Failure:
+    return Failure(error.code, error.message, error.fields)
 
 
 # --- tasks --------------------------------------------------------------------------------------
@@ -227,33 +241,46 @@ def _task(function: Callable[[Argument, int], Outcome]) -> Task[Outcome]:
 
 @_task
 def store_batch(task: StoreBatch, attempt: int) -> StoredBatch:
-    """Hash, compress and stage parts as one pack.
-
-    Changed when the source ends early; NoSpace or IoError from the store.
-    """
-    views = [_Process.slab[part.at : part.at + part.size] for part in task.parts]
-    if task.source is not None:
-        _read_source(task.source, task.source_offset, views)
-    md5s = hashing.md5_many(_Process.slab, [(part.at, part.size) for part in task.parts])
-    rows: list[PartRow] = []
+    """Hash, compress and stage parts as one pack. NoSpace or IoError from the store."""
+    rows: dict[int, PartRow | Failure] = {}
+    for read in task.reads:
+        failure = _read_parts(read, task.parts)
+        if failure is not None:
+            rows |= dict.fromkeys(range(read.first, read.end), failure)
+    wanted = [at for at in range(len(task.parts)) if at not in rows]
     token = _token(task, attempt)
     _Process.store.discard(_token(task, earlier) for earlier in range(attempt))  # what dead processes left
-    size = _Process.store.stage(token, _pieces(task, views, md5s, rows))
-    return StoredBatch(token, size, tuple(rows))
+    if wanted:
+        _Process.store.stage(token, _pieces(task, wanted, rows))
+    return StoredBatch(token, tuple(rows[at] for at in range(len(task.parts))))
 
 
-def _pieces(
-    task: StoreBatch, views: Sequence[memoryview], md5s: Sequence[bytes], rows: list[PartRow]
-) -> Iterator[codecs.Buffer]:
+def _pieces(task: StoreBatch, wanted: Sequence[int], rows: dict[int, PartRow | Failure]) -> Iterator[codecs.Buffer]:
     """The bytes of the pack; notes in `rows` where each part went."""
     offset = 0
-    for part, view, md5 in zip(task.parts, views, md5s, strict=True):
-        header, payload, codec = packs.encode_part(part.origin, part.seq, view, md5, task.codec, task.level)
-        if part.size:
-            rows.append(PartRow(offset, len(header), part.size, len(payload), codec, md5))
+    md5s = hashing.md5_many(_Process.slab, [(task.parts[at].at, task.parts[at].size) for at in wanted])
+    for at, md5 in zip(wanted, md5s, strict=True):
+        part = task.parts[at]
+        header, payload, codec = packs.encode_part(part.origin, part.seq, _view(part), md5, task.codec, task.level)
+        rows[at] = PartRow(offset, len(header), part.size, len(payload), codec, md5)
         offset += len(header) + len(payload)
         yield header
         yield payload
+
+
+def _view(part: PartIn) -> memoryview:
+    return _Process.slab[part.at : part.at + part.size]
+
+
+def _read_parts(read: Read, parts: Sequence[PartIn]) -> Failure | None:
+    """Fill parts from their file; why that failed. Other files in the batch do not care."""
+    try:
+        _read_source(read.path, read.offset, [_view(part) for part in parts[read.first : read.end]])
+    except RequestError as error:
+        return _failure(error)
+    except OSError as error:
+        return _failure(from_os_error(error, "reading the source"))
+    return None
 
 
 def _read_source(path: str, offset: int, views: list[memoryview]) -> None:
@@ -280,40 +307,70 @@ def _behind(views: list[memoryview], count: int) -> list[memoryview]:
 
 
 @_task
-def load_batch(task: LoadBatch, attempt: int) -> tuple[BadPart, ...]:
-    """Read, decode and check parts into the slab, and on into the target.
+def load_batches(tasks: tuple[LoadBatch, ...], attempt: int) -> tuple[tuple[BadPart, ...] | Failure, ...]:
+    """Read, decode and check parts into the slab, and on into their targets; a result for each batch.
 
-    Parts that are missing or fail their checks are returned, with zeros in their place.
+    Parts that are missing or fail their checks are returned, with zeros in their place. A batch whose target
+    cannot be written has a failure of its own.
     """
-    views = [_Process.slab[part.at : part.at + part.row.size] for part in task.parts]
+    bad = [_read_batch(task) for task in tasks]
+    _check_md5s(tasks, bad)
+    return tuple(_deliver(task, found) for task, found in zip(tasks, bad, strict=True))
+
+
+def _read_batch(task: LoadBatch) -> dict[int, BadPart]:
+    """Decode the parts of a batch into the slab; those that failed, by their place in the batch."""
     bad: dict[int, BadPart] = {}
     try:
         with _Process.store.open(task.pack) as pack:
             for at, part in enumerate(task.parts):
                 try:
-                    encoded = pack.read(part.row.offset, part.row.head + part.row.stored)
-                    views[at][:] = packs.decode_part(encoded, part.store, part.file, part.seq, part.row)
-                except (Corrupt, Missing) as error:
-                    bad[at] = BadPart(part.seq, error.code, error.message)
-                except OSError as error:
-                    bad[at] = BadPart(part.seq, "io", os.strerror(error.errno or 0))
-    except (Corrupt, Missing) as error:
-        bad = {at: BadPart(part.seq, error.code, error.message) for at, part in enumerate(task.parts)}
-    except OSError as error:
-        bad = {at: BadPart(part.seq, "io", os.strerror(error.errno or 0)) for at, part in enumerate(task.parts)}
-    md5s = hashing.md5_many(_Process.slab, [(part.at, part.row.size) for part in task.parts])
-    for at, md5 in enumerate(md5s):
-        if at not in bad and md5 != task.parts[at].row.md5:
-            bad[at] = BadPart(task.parts[at].seq, "corrupt", "the MD5 of its content is wrong")
+                    _read_part(pack, part)
+                except (Corrupt, Missing, OSError) as error:
+                    bad[at] = _bad_part(part, error)
+    except (Corrupt, Missing, OSError) as error:
+        bad = {at: _bad_part(part, error) for at, part in enumerate(task.parts)}
+    return bad
+
+
+def _read_part(pack: stores.PackReader, part: PartOut) -> None:
+    encoded = pack.read(part.row.offset, part.row.head + part.row.stored)
+    _place(part)[:] = packs.decode_part(encoded, part.store, part.file, part.seq, part.row)
+
+
+def _place(part: PartOut) -> memoryview:
+    return _Process.slab[part.at : part.at + part.row.size]
+
+
+def _bad_part(part: PartOut, error: RequestError | OSError) -> BadPart:
+    if isinstance(error, RequestError):
+        return BadPart(part.seq, error.code, error.message)
+    return BadPart(part.seq, "io", os.strerror(error.errno or 0))
+
+
+def _check_md5s(tasks: Sequence[LoadBatch], bad: Sequence[dict[int, BadPart]]) -> None:
+    """Hash the parts of all batches together, and add to the bad ones those that are not what they were."""
+    parts = [(found, at, part) for task, found in zip(tasks, bad, strict=True) for at, part in enumerate(task.parts)]
+    md5s = hashing.md5_many(_Process.slab, [(part.at, part.row.size) for _, _, part in parts])
+    for (found, at, part), md5 in zip(parts, md5s, strict=True):
+        if at not in found and md5 != part.row.md5:
+            found[at] = BadPart(part.seq, "corrupt", "the MD5 of its content is wrong")
+
+
+def _deliver(task: LoadBatch, bad: dict[int, BadPart]) -> tuple[BadPart, ...] | Failure:
+    """Zeros for what is bad, and the content on into the target, if there is one."""
     for at in bad:
-        views[at][:] = bytes(len(views[at]))
+        _place(task.parts[at])[:] = bytes(task.parts[at].row.size)
     if task.target is not None:
-        _write_target(task, views)
+        try:
+            _write_target(task)
+        except OSError as error:
+            return _failure(from_os_error(error, "writing the target"))
     return tuple(bad.values())
 
 
-def _write_target(task: LoadBatch, views: list[memoryview]) -> None:
-    left = _behind(views, task.skip)
+def _write_target(task: LoadBatch) -> None:
+    left = _behind([_place(part) for part in task.parts], task.skip)
     offset, end = task.target_offset, task.target_offset + task.length
     fd = os.open(task.target or "", os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from pfsd.commands import files
-from pfsd.commands.engine import Engine
+from pfsd.commands.engine import Engine, Settings
 from pfsd.errors import NotFound, NotReady
 from pfsd.records import Ready, Record, Run
 from pfsd.registry import Registry
+
+SETTINGS = Settings(part_size=4096, run_parts=16, codec="none", level=1)
 
 
 class SlowCommitter:
@@ -32,6 +34,9 @@ class SlowCommitter:
 
 
 class NoWorkers:
+    def __len__(self) -> int:
+        return 1
+
     async def run(self, *_: object) -> int:
         return 0
 
@@ -47,7 +52,7 @@ async def test_a_change_under_way_is_finished_whoever_leaves(change: Callable[[E
     committer: Any = SlowCommitter(registry)
     unused: Any = None
     workers: Any = NoWorkers()
-    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, unused)
+    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS)
 
     leaving = asyncio.ensure_future(change(engine))
     await asyncio.sleep(0)
@@ -71,7 +76,8 @@ async def test_damage_found_side_by_side_adds_up() -> None:
     registry.apply(Ready(file=1, name=b"a", size=3 * 4096, part_size=4096, created=0, runs=[Run(1, 0, 1, 5, rows)]))
     committer: Any = SlowCommitter(registry)
     unused: Any = None
-    engine = Engine(bytes(16), registry, committer, unused, unused, unused, unused, unused)
+    workers: Any = NoWorkers()
+    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS)
     found = asyncio.gather(engine.note_damage(1, {0}), engine.note_damage(1, {2}), engine.note_damage(1, {0, 1}))
     await asyncio.sleep(0)
     committer.may_write.set()

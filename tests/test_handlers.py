@@ -39,5 +39,5 @@ async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has
     feed.filling = True
     request = parse_request(b"put - name=name size=3")
     with pytest.raises(NoSpace):
-        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, trust=lambda: None))
+        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, None, trust=lambda: None))
     assert happened == ["let go", "memory given back"]

@@ -86,7 +86,7 @@ async def test_a_task_that_kills_every_process_fails_and_nothing_else_does(tmp_p
 
 
 async def test_a_process_that_hangs_is_replaced_and_its_task_repeated(tmp_path: Path) -> None:
-    async with processes(tmp_path, task_seconds=0.3) as workers:
+    async with processes(tmp_path, task_seconds=2) as workers:
         (hung,) = workers.pids
         assert await workers.run(stop_at_first, 1, Flow(), 1) == 1
         assert workers.replaced == 1 and hung not in workers.pids

@@ -4,7 +4,8 @@ The rules that keep commands out of each other's way live here and nowhere else:
 
 * a name that is being given to a file is *claimed*, so that of two puts of one name one fails at once;
 * a file that is about to change (delete, rename, being replaced) is *locked* from the check to the commit;
-* a file that is being read is *pinned*: its packs stay until the last reader is done.
+* a file that is being read is *pinned*: its packs stay until the last reader is done;
+* a pack that small files share is *held* until each of them is committed or given up (see `shared`).
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakValueDictionary
 
 from pfsd import records, stores, work
 from pfsd.budget import Extent, MemoryBudget
+from pfsd.commands.shared import SMALL_BYTES, Coding, SharedPacks
 from pfsd.committer import Committer
 from pfsd.errors import Exists, NotFound, NotReady, RequestError
 from pfsd.fair import Flow
+from pfsd.gather import Gatherer
 from pfsd.paths import Roots
 from pfsd.registry import File, Part, Registry, Status
 from pfsd.workers import Workers
@@ -36,6 +40,11 @@ FileRef = int | bytes
 UNLINK_BATCH = 256
 #: What unlinking one pack counts in the queue for a process, in bytes.
 UNLINK_COST = 64 << 10
+#: Loads of up to SMALL_BYTES make their trip to a process together: at most so many, and so many bytes.
+SMALL_LOADS = 128
+SMALL_LOADS_BYTES = 4 << 20
+#: What a small load costs in the queue beside its bytes.
+LOAD_COST = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Settings:
     run_parts: int
     codec: str
     level: int
+
+    @property
+    def small_bytes(self) -> int:
+        """Files of up to this many bytes share packs; all of such a file fits in memory at once."""
+        return min(SMALL_BYTES, self.run_parts * self.part_size)
 
 
 @dataclass
@@ -74,6 +88,15 @@ class Engine:
     _pins: Counter[int] = field(default_factory=Counter)
     _unpinned: dict[int, asyncio.Event] = field(default_factory=dict)
     _background: set[asyncio.Task[int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        coding = Coding(self.settings.codec, self.settings.level)
+        #: Where small files are stored together.
+        self.shared = SharedPacks(self.store, self.workers, coding, self.registry.new_pack_id, self._unlink_soon)
+        self._small_loads: Gatherer[work.LoadBatch, tuple[work.BadPart, ...] | work.Failure] = Gatherer(
+            self._load_together, at_once=len(self.workers), most_items=SMALL_LOADS, most_cost=SMALL_LOADS_BYTES
+        )
+        self._small_flow = Flow()  # all small loads together count as one command
 
     # --- finding ---
 
@@ -139,22 +162,30 @@ class Engine:
     # --- packs ---
 
     async def remove(self, file: File) -> int:
-        """Forget a file that is `deleting`, once nobody reads it, and unlink its packs that no other file uses.
+        """Forget a file that is `deleting`, once nobody reads it, and unlink the packs that nobody else needs.
 
-        Returns the bytes freed. What fails is logged and done at the next start, which sweeps unused packs.
+        Returns the bytes freed. What fails is logged and done at the next start, which knows packs of nobody.
         """
         if self._pins[file.id]:
             await self._unpinned.setdefault(file.id, asyncio.Event()).wait()
         packs = self.registry.packs_of(file.id)
-        freed, flow = 0, Flow()
         try:
             await self.committer.commit([records.Removed(file=file.id)])
-            packs = [pack for pack in packs if not self.registry.is_used(pack)]
-            for first in range(0, len(packs), UNLINK_BATCH):
-                batch = tuple(packs[first : first + UNLINK_BATCH])
+        except RequestError as error:
+            log.warning("deleted file %d is forgotten only at the next start: %s", file.id, error)
+            return 0
+        return await self.unlink_unused(packs)
+
+    async def unlink_unused(self, packs: Sequence[int]) -> int:
+        """Unlink those of these packs that no file needs; returns the bytes freed."""
+        unused = [pack for pack in packs if not self.registry.is_used(pack) and not self.shared.is_held(pack)]
+        freed, flow = 0, Flow()
+        try:
+            for first in range(0, len(unused), UNLINK_BATCH):
+                batch = tuple(unused[first : first + UNLINK_BATCH])
                 freed += await self.workers.run(work.delete_packs, batch, flow, UNLINK_COST * len(batch))
         except RequestError as error:
-            log.warning("the packs of deleted file %d stay until the next start: %s", file.id, error)
+            log.warning("unused packs stay until the next start: %s", error)
         return freed
 
     def footprint(self, file: File) -> int:
@@ -163,7 +194,15 @@ class Engine:
 
     def remove_soon(self, file: File) -> asyncio.Task[int]:
         """`remove` in the background."""
-        task = asyncio.create_task(self.remove(file))
+        return self._in_background(self.remove(file))
+
+    def _unlink_soon(self, pack: int) -> None:
+        """A pack is not held any more."""
+        if not self.registry.is_used(pack) and not self.committer.failed:
+            self._in_background(self.unlink_unused([pack]))
+
+    def _in_background(self, job: Coroutine[Any, Any, int]) -> asyncio.Task[int]:
+        task = asyncio.create_task(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
@@ -205,10 +244,21 @@ class Engine:
                 target=into.path, target_offset=into.offset, skip=into.skip, length=into.length, sync=into.sync
             )
         cost = sum(part.size for part in parts)
-        bad = await self.workers.run(work.load_batch, batch, flow, cost)
+        if cost <= self.settings.small_bytes:
+            bad = await self._small_loads.add(batch, cost + LOAD_COST)
+        else:
+            (bad,) = await self.workers.run(work.load_batches, (batch,), flow, cost)
+        if isinstance(bad, work.Failure):
+            raise bad.error()
         if bad:
             await self.note_damage(parts[0].file, {part.seq for part in bad})
         return bad
+
+    async def _load_together(
+        self, batches: Sequence[work.LoadBatch]
+    ) -> tuple[tuple[work.BadPart, ...] | work.Failure, ...]:
+        cost = sum(LOAD_COST + part.row.size for batch in batches for part in batch.parts)
+        return await self.workers.run(work.load_batches, tuple(batches), self._small_flow, cost)
 
     async def note_damage(self, file_id: int, seqs: set[int]) -> None:
         """Enter parts that turned out bad into the registry, unless they are known."""

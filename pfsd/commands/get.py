@@ -196,6 +196,10 @@ async def stream(
     with engine.pinned(file):
         wanted = Range.of(file, offset, length)
         progress.total = wanted.length
+        if file.parts == 1 and wanted.length:
+            damage = await _send_only_part(engine, file, wanted, send, zero_damage, flow)
+            progress.bytes, progress.parts = wanted.length, 1
+            return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
         outgoing = _Outgoing(engine, file, send, zero_damage, flow)
         try:
             position = wanted.start
@@ -206,6 +210,24 @@ async def stream(
         finally:
             outgoing.drop_ahead()
         return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, outgoing.damage)
+
+
+async def _send_only_part(
+    engine: Engine, file: File, wanted: Range, send: Send, zero_damage: bool, flow: Flow
+) -> list[Damage]:
+    """Send from a file of one part, for which nothing can be loaded ahead; returns what is damaged."""
+    (part,) = engine.registry.parts(file.id)
+    extents = await engine.take([part.size], flow)
+    try:
+        bad = await engine.load([part], extents, flow)
+        if bad and not zero_damage:
+            raise bad_part_error(file, bad[0])
+        view = engine.budget.view(extents[0])[wanted.start : wanted.end]
+        for first in range(0, len(view), SEND_BYTES):
+            await send(view[first : first + SEND_BYTES])
+    finally:
+        engine.budget.give(extents)
+    return list(_damage([part], bad, wanted))
 
 
 class _Loaded(NamedTuple):

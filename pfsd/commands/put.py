@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from pfsd import hashing, packs, records, work
 from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
+from pfsd.commands.shared import SmallFile
 from pfsd.errors import Busy, Cancelled, Changed, RequestError, from_os_error
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
@@ -45,7 +47,10 @@ class Stored:
 
 
 class Storing:
-    """One file on its way into the store: `async with`, `store` its runs, `commit`; else all is taken back."""
+    """One file on its way into the store: `async with`, `store` its runs, `commit`; else all is taken back.
+
+    A small file goes with `store_small` instead, and costs a fraction of a run of its own.
+    """
 
     def __init__(self, engine: Engine, name: bytes, replace: bool, size: int | None, flow: Flow) -> None:
         self._engine = engine
@@ -60,6 +65,7 @@ class Storing:
         self._md5s: dict[int, bytes] = {}  # by seq, of a run each
         self._stored = 0
         self._journalled: list[asyncio.Task[None]] = []
+        self._shared_pack: int | None = None
         self._announced = False
         self._committed = False
         self.part_size = engine.settings.part_size
@@ -67,13 +73,8 @@ class Storing:
     async def __aenter__(self) -> Storing:
         self._held.enter_context(self._engine.claim(self._name, self._replace))
         self.file_id = self._engine.registry.new_file_id()
-        self._put_id = os.urandom(8)
+        self._put_id = random.randbytes(8)
         self._created = time.time_ns()
-        if self._size is None or self._size > self.part_size * self._engine.settings.run_parts:
-            self._announced = True
-            self._journal(
-                records.Put(file=self.file_id, name=self._name, part_size=self.part_size, created=self._created)
-            )
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -81,7 +82,27 @@ class Storing:
             if not self._committed:
                 await finish(self._take_back())
         finally:
+            if self._shared_pack is not None:
+                self._engine.shared.release(self._shared_pack)
             self._held.close()
+
+    def announce(self) -> None:
+        """Enter the file as being stored: it has more than one run, which are journalled on the way."""
+        if not self._announced:
+            self._announced = True
+            self._journal(
+                records.Put(file=self.file_id, name=self._name, part_size=self.part_size, created=self._created)
+            )
+
+    async def store_small(self, extents: Sequence[Extent], source: str | None = None) -> None:
+        """Store all parts of a small file, which lie in these extents or are to be read to them from `source`.
+
+        No extents stand for an empty file. The extents stay the caller's.
+        """
+        parts = self._parts(0, extents, final_size=sum(extent.size for extent in extents))
+        placed = await self._engine.shared.store(SmallFile(parts, source))
+        self._shared_pack = placed.pack
+        self._note(0, placed.pack, placed.rows)
 
     async def store(
         self, seq: int, extents: Sequence[Extent], source: str | None = None, final_size: int | None = None
@@ -90,6 +111,28 @@ class Storing:
 
         No extents stand for the end marker. The extents stay the caller's.
         """
+        pack = self._engine.registry.new_pack_id()
+        batch = work.StoreBatch(
+            token=f"{pack:016x}",
+            parts=self._parts(seq, extents, final_size),
+            codec=self._engine.settings.codec,
+            level=self._engine.settings.level,
+            reads=(work.Read(source, seq * self.part_size, 0, len(extents)),) if source is not None else (),
+        )
+        cost = sum(extent.size for extent in extents)
+        self._tokens |= work.staging_tokens(batch)
+        stored = await self._engine.workers.run(work.store_batch, batch, self._flow, cost)
+        for row in stored.parts:
+            if isinstance(row, work.Failure):
+                raise row.error()
+        self._tokens -= work.staging_tokens(batch)
+        self._staged.append((stored.token, pack))
+        self._note(seq, pack, [row for row in stored.parts if isinstance(row, work.PartRow)])
+        if self._announced and len(self._runs) > RUNS_PER_RECORD:
+            self._journal_runs()
+
+    def _parts(self, seq: int, extents: Sequence[Extent], final_size: int | None) -> tuple[work.PartIn, ...]:
+        """The parts in these extents, or the end marker if there are none."""
         origin = packs.Origin(
             store=self._engine.store_id,
             file=self.file_id,
@@ -99,32 +142,22 @@ class Storing:
             file_size=self._size if final_size is None else final_size,
             name=self._name,
         )
-        parts = tuple(work.PartIn(origin, seq + at, *extent) for at, extent in enumerate(extents))
-        pack = self._engine.registry.new_pack_id()
-        batch = work.StoreBatch(
-            token=f"{pack:016x}",
-            parts=parts or (work.PartIn(origin, seq, 0, 0),),
-            codec=self._engine.settings.codec,
-            level=self._engine.settings.level,
-            source=source,
-            source_offset=seq * self.part_size,
-        )
-        cost = sum(extent.size for extent in extents)
-        self._tokens |= work.staging_tokens(batch)
-        stored = await self._engine.workers.run(work.store_batch, batch, self._flow, cost)
-        self._tokens -= work.staging_tokens(batch)
-        self._staged.append((stored.token, pack))
-        self._md5s[seq] = b"".join(row.md5 for row in stored.parts)
-        self._stored += sum(row.stored for row in stored.parts)
+        if not extents:
+            return (work.PartIn(origin, seq, 0, 0),)
+        return tuple(work.PartIn(origin, seq + at, *extent) for at, extent in enumerate(extents))
+
+    def _note(self, seq: int, pack: int, rows: Sequence[work.PartRow]) -> None:
+        """Remember where a run went; the row of an end marker tells only that."""
+        rows = [row for row in rows if row.size]
+        self._md5s[seq] = b"".join(row.md5 for row in rows)
+        self._stored += sum(row.stored for row in rows)
         self._runs[seq] = records.Run(
             pack=pack,
             seq=seq,
-            part=self._engine.registry.new_part_ids(len(stored.parts)) if stored.parts else 0,
-            head=stored.parts[0].head if stored.parts else 0,
-            parts=[(row.offset, row.size, row.stored, row.codec, row.md5.hex()) for row in stored.parts],
+            part=self._engine.registry.new_part_ids(len(rows)) if rows else 0,
+            head=rows[0].head if rows else 0,
+            parts=[(row.offset, row.size, row.stored, row.codec, row.md5.hex()) for row in rows],
         )
-        if self._announced and len(self._runs) > RUNS_PER_RECORD:
-            self._journal_runs()
 
     async def commit(self, size: int) -> Stored:
         """Make the file exist, durably. From here on nothing is taken back."""
@@ -135,28 +168,30 @@ class Storing:
 
     async def _commit(self, size: int) -> None:
         engine = self._engine
-        await asyncio.to_thread(self._publish)
+        if self._staged:
+            await asyncio.to_thread(self._publish)
         for task in self._journalled:
             await task
-        while True:
-            old = engine.registry.find(self._name)
-            async with engine.locked([old] if old else []):
-                if engine.registry.find(self._name) is not old:
-                    continue
-                ready = records.Ready(
-                    file=self.file_id,
-                    name=self._name,
-                    size=size,
-                    part_size=self.part_size,
-                    created=self._created,
-                    runs=[self._runs[seq] for seq in sorted(self._runs)],
-                    replaces=old.id if old else 0,
-                )
-                await engine.committer.commit([ready])
-                self._committed = True
-                break
-        if old:
-            engine.remove_soon(old)
+        while old := engine.registry.find(self._name):
+            async with engine.locked([old]):
+                if engine.registry.find(self._name) is old:
+                    await self._commit_ready(size, replaces=old.id)
+                    engine.remove_soon(old)
+                    return
+        await self._commit_ready(size, replaces=0)
+
+    async def _commit_ready(self, size: int, replaces: int) -> None:
+        ready = records.Ready(
+            file=self.file_id,
+            name=self._name,
+            size=size,
+            part_size=self.part_size,
+            created=self._created,
+            runs=[self._runs[seq] for seq in sorted(self._runs)],
+            replaces=replaces,
+        )
+        await self._engine.committer.commit([ready])
+        self._committed = True
 
     def _publish(self) -> None:
         try:
@@ -179,10 +214,11 @@ class Storing:
         if self._engine.committer.failed:
             return  # the record may be on disk all the same: leave everything to the next start
         await asyncio.gather(*self._journalled, return_exceptions=True)
-        try:
-            await asyncio.to_thread(self._discard)
-        except OSError as error:
-            log.warning("the packs of a given up put stay until the next start: %s", error)
+        if self._tokens or self._staged:
+            try:
+                await asyncio.to_thread(self._discard)
+            except OSError as error:
+                log.warning("the packs of a given up put stay until the next start: %s", error)
         with suppress(RequestError):  # the next start drops it
             await self._engine.committer.commit([records.Drop(file=self.file_id)])
 
@@ -215,6 +251,11 @@ async def _store_file(
     engine: Engine, storing: Storing, source: str, size: int, window: Window, progress: Progress, flow: Flow
 ) -> None:
     run_size = storing.part_size * engine.settings.run_parts
+    if size <= engine.settings.small_bytes:
+        await _store_small_file(engine, storing, source, size, progress, flow)
+        return
+    if size > run_size:
+        storing.announce()
     offset = seq = 0
     while offset < size:
         await window.room()
@@ -222,8 +263,18 @@ async def _store_file(
         window.start_now(_store_run(storing, seq, extents, source, progress), partial(engine.budget.give, extents))
         seq += len(extents)
         offset += sum(extent.size for extent in extents)
-    if not size:
-        await storing.store(0, [])
+
+
+async def _store_small_file(
+    engine: Engine, storing: Storing, source: str, size: int, progress: Progress, flow: Flow
+) -> None:
+    sizes = part_sizes(size, storing.part_size)
+    extents = await engine.budget.take(sizes, flow, least=len(sizes)) if sizes else []
+    try:
+        await storing.store_small(extents, source if sizes else None)
+    finally:
+        engine.budget.give(extents)
+    progress.bytes, progress.parts = size, len(sizes)
 
 
 async def _store_run(storing: Storing, seq: int, extents: list[Extent], source: str, progress: Progress) -> None:
@@ -247,6 +298,17 @@ def _check_unchanged(before: os.stat_result, after: os.stat_result) -> None:
 
 
 # --- from a connection --------------------------------------------------------------------------
+
+
+async def put_content(
+    engine: Engine, name: bytes, replace: bool, extents: Sequence[Extent], progress: Progress, flow: Flow
+) -> Stored:
+    """Store a small file that has been received whole; the extents stay the caller's."""
+    size = progress.total = sum(extent.size for extent in extents)
+    async with Storing(engine, name, replace, size, flow) as storing:
+        await storing.store_small(extents)
+        progress.bytes, progress.parts = size, len(extents)
+        return await storing.commit(size)
 
 
 class Upload:
@@ -345,9 +407,11 @@ class Upload:
         self.size = self.received
         if self._extent is not None:
             self._shrink()
-        if self._full:
-            self._flush()
-        elif not self._size_was_known or not self.size:
+        if not self._seq and self.size <= self._engine.settings.small_bytes:
+            self._store_whole()
+        elif self._full:
+            self._store_full()
+        elif not self._size_was_known:
             # No header so far could state the file's size.
             self._window.start_now(self._storing.store(self._seq, [], final_size=self.size))
         await self._window.drain()
@@ -363,9 +427,19 @@ class Upload:
         self._full.append(self._engine.budget.shrink(extent, self._filled))
 
     def _flush(self) -> None:
-        """Hand the full parts over to be stored."""
-        if not self._full:
-            return
+        """Hand the full parts over to be stored, before all have come."""
+        if self._full:
+            self._storing.announce()
+            self._store_full()
+
+    def _store_whole(self) -> None:
+        """Hand over a file that was small, and is complete."""
+        # Taken out of reach of a flush that was called for just before.
+        whole, self._full = self._full, []
+        self._window.start_now(self._storing.store_small(whole), partial(self._engine.budget.give, whole))
+
+    def _store_full(self) -> None:
+        """Hand over the parts that are full as a run."""
         run, self._full = self._full, []
         self._window.start_now(self._store(self._seq, run, self.size), partial(self._engine.budget.give, run))
         self._seq += len(run)
