@@ -4,26 +4,35 @@
 fit raises RegistryError and changes nothing. The registry must never know where records are kept, who asks,
 or how a store works; it does no I/O and belongs to one thread.
 
-Parts are held packed, one `bytes` per run, since there are millions of them (little-endian):
+There may be millions of files and of parts, so most of what is known is packed (little-endian). A `File` has its name,
+its status, and one `bytes` of facts, with the run behind them when the file has just one:
 
+    facts +0 u64 id | +8 u64 part size | +16 u64 created | +24 u64 size | +32 u64 stored | +40 u32 parts
     run   +0 u64 pack | +8 u64 id of first part | +16 u32 seq of first part | +20 u32 header bytes of a part
           +24 u64 bytes it takes in its pack, headers and payloads
     then for each part, 33 bytes
           +0 u64 offset in the pack | +8 u32 size | +12 u32 stored | +16 u8 codec (index) | +17 16 bytes md5
+
+Files are found by id in an `IdTable` and by name in a `NameTable`. Of packs, an `IdTable` says how many of their
+bytes are live, and a dict how many runs those have that have more than one: that is all there is to a pack.
 """
 
 from __future__ import annotations
 
+from array import array
 from binascii import unhexlify
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from itertools import chain
-from operator import lt
+from operator import itemgetter, lt
 from struct import Struct
 from struct import error as StructError
 from typing import Any, NamedTuple
+
+import msgspec
 
 from pfsd import hashing
 from pfsd.records import (
@@ -42,9 +51,12 @@ from pfsd.records import (
     Run,
     decode,
 )
+from pfsd.tables import IdTable, NameTable
 
+_FACTS = Struct("<QQQQQI")
 _RUN = Struct("<QQIIQ")
 _ROW = Struct("<QIIB16s")
+_MD5 = Struct("<17x16s")
 
 #: Parts that a snapshot writes into a Ready record; files of more are written as Put, Parts, Ready.
 INLINE_PARTS = 256
@@ -53,6 +65,9 @@ INLINE_PARTS = 256
 FILE_BYTES = 145
 RUN_BYTES = 60
 PART_BYTES = 66
+
+#: Files that a snapshot looks up at once.
+SNAPSHOT_PAGE = 64
 
 
 class RegistryError(ValueError):
@@ -89,53 +104,60 @@ class Part(NamedTuple):
     head: int
 
 
-class File:
-    """A file, changed by the registry alone; it stays the same object as long as the file exists.
+class File(msgspec.Struct, gc=False, eq=False):
+    """A file, changed by the registry alone; it stays the same object as long as the file exists."""
 
-    `size` and `stored` (bytes after compression) and `parts` (their number) count what is known so far;
-    `created` is in ns since the epoch, `part_size` in bytes.
-    """
+    name: bytes
+    status: Status
+    _facts: bytes  # with the only run behind them, unless there are `_runs`
+    _runs: list[bytes] | None = None
 
-    __slots__ = ("_bad", "_runs", "created", "id", "name", "part_size", "parts", "size", "status", "stored")
+    @property
+    def id(self) -> int:
+        """What it is called in the journal; never that of another file."""
+        return int.from_bytes(self._facts[:8], "little")
 
-    def __init__(self, id: int, name: bytes, part_size: int, created: int) -> None:
-        self.id = id
-        self.name = name
-        self.part_size = part_size
-        self.created = created
-        self.status = _STORING
-        self.size = 0
-        self.stored = 0
-        self.parts = 0
-        # Most files have one run: a list for each would cost as much as the run.
-        self._runs: bytes | list[bytes] = b""
-        self._bad: tuple[int, ...] = ()
+    @property
+    def part_size(self) -> int:
+        """Bytes in each part but the last."""
+        return int.from_bytes(self._facts[8:16], "little")
+
+    @property
+    def created(self) -> int:
+        """When, in ns since the epoch."""
+        return int.from_bytes(self._facts[16:24], "little")
+
+    @property
+    def size(self) -> int:
+        """Bytes known so far."""
+        return int.from_bytes(self._facts[24:32], "little")
+
+    @property
+    def stored(self) -> int:
+        """Bytes after compression, known so far."""
+        return int.from_bytes(self._facts[32:40], "little")
+
+    @property
+    def parts(self) -> int:
+        """Number of parts known so far."""
+        return int.from_bytes(self._facts[40:44], "little")
 
     def __repr__(self) -> str:
         return f"File({self.id}, {self.name!r}, {self.status.value}, size={self.size}, parts={self.parts})"
 
     def _packed_runs(self) -> Sequence[bytes]:
         """The runs in order of their seq."""
-        if isinstance(self._runs, list):
+        if self._runs is not None:
             return self._runs
-        return (self._runs,) if self._runs else ()
+        return (self._facts[_FACTS.size :],) if len(self._facts) > _FACTS.size else ()
 
     def _copy(self) -> File:
         """As it is now, for a snapshot."""
-        twin = File(self.id, self.name, self.part_size, self.created)
-        twin.status, twin.size, twin.stored, twin.parts = self.status, self.size, self.stored, self.parts
-        twin._runs = list(self._runs) if isinstance(self._runs, list) else self._runs
-        twin._bad = self._bad
-        return twin
+        return File(self.name, self.status, self._facts, None if self._runs is None else self._runs.copy())
 
 
-class _Packed(NamedTuple):
-    """A checked run, packed, and what it adds to its file."""
-
-    data: bytes
-    parts: int
-    size: int
-    stored: int
+#: A checked run, packed; the number of its parts; their bytes before and after compression.
+_Packed = tuple[bytes, int, int, int]
 
 
 class Registry:
@@ -153,14 +175,16 @@ class Registry:
         self.next_file = 1
         self.next_part = 1
         self.next_pack = 1
-        self._files: dict[int, File] = {}
-        self._readable: dict[bytes, File] = {}
+        self._files: IdTable[File] = IdTable()
+        self._readable: NameTable[File] = NameTable()
         self._storing: dict[bytes, File] = {}
         self._deleting: dict[int, File] = {}
-        self._ids: list[int] = []  # ascending; some may be of files that are forgotten
-        self._pack_users: dict[int, int] = {}  # pack -> its runs, of files of any status
-        self._pack_live: dict[int, int] = {}  # pack -> bytes in it of files that are stored or being stored
-        self._codecs: list[str] = []
+        self._bad: dict[int, tuple[int, ...]] = {}  # file -> seqs of its bad parts
+        # Used packs, and bytes in them of files that are stored or being stored.
+        self._packs: IdTable[int] = IdTable(partial(array, "Q"))
+        self._more_runs: dict[int, int] = {}  # pack -> runs in it, of files of any status, beyond the first
+        self._codecs: dict[str, int] = {}
+        self._codec_names: list[str] = []
         self._snapshot: Snapshot | None = None
         self._handlers: dict[type, Callable[[Any], None]] = {
             Put: self._put,
@@ -209,83 +233,91 @@ class Registry:
             raise RegistryError(f"put: file {record.file} is there already")
         if record.name in self._storing:
             raise RegistryError(f"put: {record.name!r} is being stored as file {self._storing[record.name].id}")
-        file = File(record.file, record.name, record.part_size, record.created)
-        self._enter(file)
+        facts = _FACTS.pack(record.file, record.part_size, record.created, 0, 0, 0)
+        file = File(record.name, _STORING, facts)
+        self._enter(record.file, file)
         self._storing[file.name] = file
 
     def _parts(self, record: Parts) -> None:
-        file = self._need(record.file, (Status.STORING,), "parts")
-        run = self._pack(record.run, file.part_size)
-        runs = [*file._packed_runs()] if not isinstance(file._runs, list) else file._runs
-        at = bisect_left(runs, record.run.seq, key=_first_seq)
-        if at and _end_seq(runs[at - 1]) > record.run.seq:
-            raise RegistryError(f"parts: file {file.id} has part {record.run.seq} already")
-        if at < len(runs) and _first_seq(runs[at]) < record.run.seq + max(1, run.parts):
-            raise RegistryError(f"parts: file {file.id} has part {_first_seq(runs[at])} already")
-        self._keep(file)
-        self._add(file, (run,))
-        runs.insert(at, run.data)
-        file._runs = runs
+        file = self._need(record.file, (_STORING,), "parts")
+        run, parts, size, stored = self._pack(record.run, file.part_size)
+        at = _place_for(run, file._packed_runs(), record.file)
+        self._keep(record.file, file)
+        if file._runs is None:
+            file._runs = []
+        file._runs.insert(at, run)
+        self._add(record.run)
+        file._facts = _FACTS.pack(
+            record.file, file.part_size, file.created, file.size + size, file.stored + stored, file.parts + parts
+        )
 
     def _ready(self, record: Ready) -> None:
-        file = self._files.get(record.file)
-        if file is not None and (file.status is not Status.STORING or file.name != record.name):
-            raise RegistryError(f"ready: {file!r} is not being stored as {record.name!r}")
-        if file is not None and file.part_size != record.part_size:
-            raise RegistryError(f"ready: file {file.id} has parts of {file.part_size} bytes, not {record.part_size}")
-        replaced = self._holder(record.name, record.replaces, record.file)
-        added = [self._pack(run, record.part_size) for run in record.runs]
-        runs = [run.data for run in added]
-        size = file.size if file is not None else 0
-        for run in added:
-            size += run.size
+        file_id = record.file
+        file = self._files.get(file_id) if file_id < self.next_file else None
         if file is not None:
-            runs = sorted([*file._packed_runs(), *runs], key=_first_seq)
-        _check_complete(runs, record)
-        if size != record.size:
-            raise RegistryError(f"ready: the parts of file {record.file} have {size} bytes, not {record.size}")
+            self._check_announced(file, record)
+        replaced = self._holder(record.name, record.replaces, file_id)
+        runs, parts, size, stored = self._all_runs(file, record)
+        facts = _FACTS.pack(file_id, record.part_size, record.created, size, stored, parts)
 
         if replaced is not None:
-            self._retire(replaced)
+            self._retire(record.replaces, replaced)
         if file is None:
-            file = File(record.file, record.name, record.part_size, record.created)
-            self._enter(file)
+            file = File(record.name, _READY, facts)
+            self._enter(file_id, file)
         else:
-            self._keep(file)
+            self._keep(file_id, file)
             del self._storing[file.name]
-        self._add(file, added)
-        file._runs = runs[0] if len(runs) == 1 else runs or b""
-        file.created = record.created
-        file.status = _READY
-        self._readable[file.name] = file
-        self._count(file, 1)
+            file.status = _READY
+        for run in record.runs:
+            self._add(run)
+        file._runs = runs if len(runs) > 1 else None
+        file._facts = facts + runs[0] if len(runs) == 1 else facts
+        self._readable[record.name] = file
+        self._count(1, parts, size, stored)
+
+    def _all_runs(self, file: File | None, record: Ready) -> tuple[list[bytes], int, int, int]:
+        """The runs of a file that gets ready, in order of seq; its parts, size and stored bytes."""
+        if file is None and len(record.runs) == 1:  # as most are
+            run, parts, size, stored = self._pack(record.runs[0], record.part_size)
+            runs = [run]
+        else:
+            size = stored = parts = 0
+            runs = []
+            if file is not None:
+                size, stored, parts, runs = file.size, file.stored, file.parts, [*file._packed_runs()]
+            for added in record.runs:
+                run, more, more_size, more_stored = self._pack(added, record.part_size)
+                runs.insert(_place_for(run, runs, record.file), run)
+                parts, size, stored = parts + more, size + more_size, stored + more_stored
+        _check_complete(runs, parts, size, record)
+        return runs, parts, size, stored
 
     def _drop(self, record: Drop) -> None:
         file = self._files.get(record.file)
         if file is None:  # a put that had not been announced
             self.next_file = max(self.next_file, record.file + 1)
             return
-        self._need(record.file, (Status.STORING,), "drop")
-        self._keep(file)
+        self._need(record.file, (_STORING,), "drop")
+        self._keep(record.file, file)
         del self._storing[file.name]
-        self._bury(file)
-        self._leave(file)
+        self._leave(record.file, file)
 
     def _delete(self, record: Delete) -> None:
-        self._retire(self._need(record.file, _READABLE, "delete"))
+        self._retire(record.file, self._need(record.file, _READABLE, "delete"))
 
     def _removed(self, record: Removed) -> None:
         file = self._need(record.file, (Status.DELETING,), "removed")
-        self._keep(file)
-        del self._deleting[file.id]
-        self._leave(file)
+        self._keep(record.file, file)
+        del self._deleting[record.file]
+        self._leave(record.file, file)
 
     def _rename(self, record: Rename) -> None:
         file = self._need(record.file, _READABLE, "rename")
         replaced = self._holder(record.name, record.replaces, record.file)
         if replaced is not None:
-            self._retire(replaced)
-        self._keep(file)
+            self._retire(record.replaces, replaced)
+        self._keep(record.file, file)
         del self._readable[file.name]
         self.live_bytes += len(record.name) - len(file.name)
         file.name = record.name
@@ -299,26 +331,28 @@ class Registry:
         ascending = all(map(lt, record.parts, record.parts[1:]))
         if not ascending or (record.parts and record.parts[-1] >= file.parts):
             raise RegistryError(f"damage: file {file.id} of {file.parts} parts cannot have bad parts {record.parts}")
-        self._keep(file)
-        file._bad = tuple(record.parts)
-        file.status = Status.DAMAGED if file._bad else Status.READY
+        self._keep(record.file, file)
+        self._bad.pop(record.file, None)
+        if record.parts:
+            self._bad[record.file] = tuple(record.parts)
+        file.status = Status.DAMAGED if record.parts else _READY
 
     def _moved(self, record: Moved) -> None:
         file = self._need(record.file, _READABLE, "moved")
-        new = self._pack(record.run, file.part_size)
+        new, *_ = self._pack(record.run, file.part_size)
         runs = file._packed_runs()
         at = bisect_left(runs, record.run.seq, key=_first_seq)
-        if at == len(runs) or not _same_parts(runs[at], new.data):
+        if at == len(runs) or not _same_parts(runs[at], new):
             raise RegistryError(f"moved: file {file.id} has no run from part {record.run.seq} with these parts")
         old = runs[at]
-        self._keep(file)
-        self._use_pack(new.data)
-        self._bury_run(old)
+        self._keep(record.file, file)
+        self._use_pack(_pack_id(new), _footprint(new))
+        self._bury(old)
         self._release_pack(old)
-        if isinstance(file._runs, list):
-            file._runs[at] = new.data
+        if file._runs is not None:
+            file._runs[at] = new
         else:
-            file._runs = new.data
+            file._facts = file._facts[: _FACTS.size] + new
 
     def _note_ids(self, record: Ids) -> None:
         self.next_file = max(self.next_file, record.file)
@@ -344,14 +378,7 @@ class Registry:
 
         Page by passing the last id got: files that stay are seen once, whatever comes and goes meanwhile.
         """
-        found: list[File] = []
-        at = bisect_right(self._ids, last_id)
-        while at < len(self._ids) and len(found) < count:
-            file = self._files.get(self._ids[at])
-            if file is not None:
-                found.append(file)
-            at += 1
-        return found
+        return self._files.after(last_id, count)
 
     def parts(self, file_id: int, first: int = 0, last: int | None = None) -> Iterator[Part]:
         """The parts from seq `first` to seq `last`, both included; KeyError for an unknown file."""
@@ -359,44 +386,46 @@ class Registry:
 
     def runs(self, file_id: int, first: int = 0, last: int | None = None) -> Iterator[list[Part]]:
         """The same parts by runs: each list is in one pack, in order of offset."""
-        file = self._files[file_id]
+        file = self._known(file_id)
         packed = file._packed_runs()
         at = max(0, bisect_right(packed, first, key=_first_seq) - 1)
         # The slice is a copy: what is being stored may grow meanwhile.
-        return self._unpack_runs(file.id, file.part_size, packed[at:], first, 2**63 if last is None else last)
+        return self._unpack_runs(file_id, file.part_size, packed[at:], first, 2**63 if last is None else last)
 
     def bad_parts(self, file_id: int) -> tuple[int, ...]:
         """Sequence numbers of the parts known to be bad, ascending; KeyError for an unknown file."""
-        return self._files[file_id]._bad
+        self._known(file_id)
+        return self._bad.get(file_id, ())
 
     def etag(self, file_id: int) -> str:
         """Hex MD5 of the parts' MD5s, a dash, and their number; KeyError for an unknown file."""
         md5s = bytearray()
-        for packed in self._files[file_id]._packed_runs():
-            md5s += b"".join([packed[at : at + 16] for at in range(_RUN.size + 17, len(packed), _ROW.size)])
+        for packed in self._known(file_id)._packed_runs():
+            md5s += b"".join(map(itemgetter(0), _MD5.iter_unpack(memoryview(packed)[_RUN.size :])))
         return hashing.etag(md5s)
 
     def packs_of(self, file_id: int) -> list[int]:
         """The packs that a file lies in, each once, in order of use; KeyError for an unknown file."""
-        return list(dict.fromkeys(map(_pack_id, self._files[file_id]._packed_runs())))
+        return list(dict.fromkeys(map(_pack_id, self._known(file_id)._packed_runs())))
 
     def is_used(self, pack: int) -> bool:
         """Whether any file lies in this pack; a deleted one does until it is `Removed`."""
-        return pack in self._pack_users
+        return pack in self._packs
 
     def live_bytes_of(self, pack: int) -> int:
         """Bytes in a pack, headers and payloads, of files that are stored or being stored, not of deleted ones."""
-        return self._pack_live.get(pack, 0)
+        return self._packs.get(pack) or 0
 
     def footprint(self, file_id: int) -> int:
         """Bytes of a file, headers and payloads, in packs that no other file uses; KeyError for an unknown file."""
-        runs = self._files[file_id]._packed_runs()
+        runs = self._known(file_id)._packed_runs()
         own = Counter(map(_pack_id, runs))
-        return sum(_footprint(run) for run in runs if self._pack_users[_pack_id(run)] == own[_pack_id(run)])
+        shared = {pack for pack, runs_of_it in own.items() if self._more_runs.get(pack, 0) >= runs_of_it}
+        return sum(_footprint(run) for run in runs if _pack_id(run) not in shared)
 
     def live_packs(self) -> set[int]:
         """All packs that are used."""
-        return set(self._pack_users)
+        return set(self._packs)
 
     def interrupted(self) -> list[File]:
         """The files being stored: after a replay, those whose put was cut short and is to be dropped."""
@@ -415,6 +444,12 @@ class Registry:
 
     # --- helpers: checking ---
 
+    def _known(self, file_id: int) -> File:
+        file = self._files.get(file_id)
+        if file is None:
+            raise KeyError(file_id)
+        return file
+
     def _need(self, file_id: int, statuses: tuple[Status, ...], doing: str) -> File:
         file = self._files.get(file_id)
         if file is None:
@@ -423,12 +458,21 @@ class Registry:
             raise RegistryError(f"{doing}: file {file_id} is {file.status.value}")
         return file
 
+    @staticmethod
+    def _check_announced(file: File, record: Ready) -> None:
+        if file.status is not _STORING or file.name != record.name:
+            raise RegistryError(f"ready: {file!r} is not being stored as {record.name!r}")
+        if file.part_size != record.part_size:
+            raise RegistryError(f"ready: file {file.id} has parts of {file.part_size} bytes, not {record.part_size}")
+
     def _holder(self, name: bytes, replaces: int, file_id: int) -> File | None:
         """The file to be replaced when `file_id` gets a name; RegistryError when it must not have it."""
         storing = self._storing.get(name)
         if storing is not None and storing.id != file_id:
             raise RegistryError(f"file {file_id}: {name!r} is being stored as file {storing.id}")
         holder = self._readable.get(name)
+        if holder is None and not replaces:
+            return None
         if replaces and (holder is None or holder.id != replaces or replaces == file_id):
             raise RegistryError(f"file {file_id}: {name!r} is not the name of file {replaces}, to be replaced")
         if holder is not None and not replaces and holder.id != file_id:
@@ -437,108 +481,112 @@ class Registry:
 
     def _pack(self, run: Run, part_size: int) -> _Packed:
         """Pack a run. Only its last part may be shorter than `part_size`; they lie one after the other."""
-        pieces, total, stored_total, end = [], 0, 0, 0
-        last = len(run.parts) - 1
+        head, rows = run.head, run.parts
+        full, total, total_stored, end = len(rows) - 1, 0, 0, 0
+        packed: list[bytes] = []
         try:
-            for index, (offset, size, stored, codec, md5) in enumerate(run.parts):
-                if size != part_size and not (index == last and 0 < size < part_size):
-                    raise RegistryError(f"part {run.seq + index} has {size} bytes in a file of parts of {part_size}")
+            for offset, size, stored, codec, md5 in rows:
+                if size != part_size and (len(packed) != full or not 0 < size < part_size):
+                    raise RegistryError(
+                        f"part {run.seq + len(packed)} has {size} bytes in a file of parts of {part_size}"
+                    )
                 if offset < end:
-                    raise RegistryError(f"part {run.seq + index} overlaps the one before it in pack {run.pack}")
-                end = offset + run.head + stored
+                    raise RegistryError(f"part {run.seq + len(packed)} overlaps the one before it in pack {run.pack}")
+                end = offset + head + stored
                 total += size
-                stored_total += stored
-                pieces.append(_ROW.pack(offset, size, stored, self._codec_index(codec), unhexlify(md5)))
-            head = _RUN.pack(run.pack, run.part, run.seq, run.head, stored_total + run.head * len(run.parts))
+                total_stored += stored
+                packed.append(_ROW.pack(offset, size, stored, self._codec_index(codec), unhexlify(md5)))
+            count = len(packed)
+            packed.insert(0, _RUN.pack(run.pack, run.part, run.seq, head, total_stored + head * count))
         except (StructError, ValueError) as error:
             raise RegistryError(str(error)) from error
-        return _Packed(head + b"".join(pieces), len(run.parts), total, stored_total)
+        return b"".join(packed), count, total, total_stored
 
     def _codec_index(self, codec: str) -> int:
-        if codec not in self._codecs:
-            self._codecs.append(codec)
-        return self._codecs.index(codec)
+        index = self._codecs.get(codec)
+        if index is None:
+            index = self._codecs[codec] = len(self._codec_names)
+            self._codec_names.append(codec)
+        return index
 
     # --- helpers: bookkeeping ---
 
-    def _keep(self, file: File) -> None:
-        """Called before a file changes: a snapshot under way still needs it as it was."""
+    def _keep(self, file_id: int, file: File) -> None:
+        """Called before a file changes: a snapshot under way may still need it as it was."""
         if self._snapshot is not None:
-            self._snapshot._keep(file)
+            self._snapshot._keep(file_id, file)
 
-    def _enter(self, file: File) -> None:
-        self._files[file.id] = file
-        if not self._ids or self._ids[-1] < file.id:
-            self._ids.append(file.id)
-        else:
-            self._insert_id(file.id)
-        if file.id >= self.next_file:
-            self.next_file = file.id + 1
+    def _enter(self, file_id: int, file: File) -> None:
+        if self._snapshot is not None:
+            self._snapshot._pass_over(file_id)
+        self._files[file_id] = file
+        if file_id >= self.next_file:
+            self.next_file = file_id + 1
         self.live_bytes += FILE_BYTES + len(file.name)
 
-    def _insert_id(self, file_id: int) -> None:
-        at = bisect_left(self._ids, file_id)
-        if self._ids[at] != file_id:
-            self._ids.insert(at, file_id)
-
-    def _leave(self, file: File) -> None:
-        del self._files[file.id]
-        for run in file._packed_runs():
-            self._release_pack(run)
-        self.live_bytes -= _live_bytes(file)
-        if len(self._ids) > 2 * len(self._files) + 1024:
-            self._ids = sorted(self._files)
-
-    def _add(self, file: File, runs: Iterable[_Packed]) -> None:
-        """Count runs that a file gets; the caller puts them in."""
+    def _leave(self, file_id: int, file: File) -> None:
+        del self._files[file_id]
+        runs = file._packed_runs()
+        if file.status is _STORING:
+            self._bury(*runs)
         for run in runs:
-            file.parts += run.parts
-            file.size += run.size
-            file.stored += run.stored
-            self._use_pack(run.data)
-            part = _RUN.unpack_from(run.data)[1]
-            if part + run.parts > self.next_part:
-                self.next_part = part + run.parts
-            self.live_bytes += RUN_BYTES + PART_BYTES * run.parts
+            self._release_pack(run)
+        self.live_bytes -= FILE_BYTES + len(file.name) + RUN_BYTES * len(runs) + PART_BYTES * file.parts
 
-    def _retire(self, file: File) -> None:
+    def _add(self, run: Run) -> None:
+        """Count a run that a file gets; the caller puts it in."""
+        footprint = parts = 0
+        for row in run.parts:
+            footprint += run.head + row[2]
+            parts += 1
+        self._use_pack(run.pack, footprint)
+        if run.part + parts > self.next_part:
+            self.next_part = run.part + parts
+        self.live_bytes += RUN_BYTES + PART_BYTES * parts
+
+    def _retire(self, file_id: int, file: File) -> None:
         """From readable to deleting."""
-        self._keep(file)
-        self._count(file, -1)
+        self._keep(file_id, file)
+        self._count(-1, file.parts, file.size, file.stored)
         del self._readable[file.name]
-        self._bury(file)
+        self._bury(*file._packed_runs())
         file.status = Status.DELETING
-        file._bad = ()
-        self._deleting[file.id] = file
+        self._bad.pop(file_id, None)
+        self._deleting[file_id] = file
 
-    def _use_pack(self, run: bytes) -> None:
+    def _use_pack(self, pack: int, footprint: int) -> None:
         """A pack has one run more."""
-        pack = _pack_id(run)
-        self._pack_users[pack] = self._pack_users.get(pack, 0) + 1
-        self._pack_live[pack] = self._pack_live.get(pack, 0) + _footprint(run)
         if pack >= self.next_pack:
             self.next_pack = pack + 1
+            self._packs[pack] = footprint
+            return
+        live = self._packs.get(pack)
+        if live is not None:
+            self._more_runs[pack] = self._more_runs.get(pack, 0) + 1
+            footprint += live
+        self._packs[pack] = footprint
 
     def _release_pack(self, run: bytes) -> None:
         """A pack has one run less, whose bytes do not count any more."""
         pack = _pack_id(run)
-        self._pack_users[pack] -= 1
-        if not self._pack_users[pack]:
-            del self._pack_users[pack], self._pack_live[pack]
+        more = self._more_runs.pop(pack, 0)
+        if not more:
+            del self._packs[pack]
+        elif more > 1:
+            self._more_runs[pack] = more - 1
 
-    def _bury(self, file: File) -> None:
-        """The bytes of a file do not count as live any more, though it still uses its packs."""
-        for run in file._packed_runs():
-            self._bury_run(run)
+    def _bury(self, *runs: bytes) -> None:
+        """The bytes of runs do not count as live any more, though their file still uses the packs."""
+        for run in runs:
+            pack = _pack_id(run)
+            self._packs[pack] = self.live_bytes_of(pack) - _footprint(run)
 
-    def _bury_run(self, run: bytes) -> None:
-        self._pack_live[_pack_id(run)] -= _footprint(run)
-
-    def _count(self, file: File, sign: int) -> None:
+    def _count(self, sign: int, parts: int, size: int, stored: int) -> None:
+        """A readable file of so much comes or goes."""
         self.files_ready += sign
-        self.parts_ready += sign * file.parts
-        self.size += sign * file.size
-        self.stored += sign * file.stored
+        self.parts_ready += sign * parts
+        self.size += sign * size
+        self.stored += sign * stored
 
     # --- helpers: unpacking ---
 
@@ -557,7 +605,7 @@ class Registry:
                     (seq + index) * part_size,
                     size,
                     stored,
-                    self._codecs[codec],
+                    self._codec_names[codec],
                     md5,
                     pack,
                     offset,
@@ -569,45 +617,54 @@ class Registry:
             if wanted:
                 yield wanted
 
-    def _records_of(self, file: File) -> Iterator[Record]:
-        """The records that bring a file into its state; it must not change meanwhile."""
+    def _records_of(self, file: File, bad: Sequence[int]) -> Iterator[Record]:
+        """The records that bring a file with these bad parts into its state; it must not change meanwhile."""
         runs = map(self._unpack_run, file._packed_runs())
-        announced = file.status is Status.STORING or file.parts > INLINE_PARTS
-        if announced:
-            yield Put(file.id, file.name, file.part_size, file.created)
+        file_id = file.id
+        if file.status is _STORING or file.parts > INLINE_PARTS:
+            yield Put(file_id, file.name, file.part_size, file.created)
             for run in runs:
-                yield Parts(file.id, run)
-        if file.status is Status.STORING:
+                yield Parts(file_id, run)
+        if file.status is _STORING:
             return
-        yield Ready(file.id, file.name, file.size, file.part_size, file.created, list(runs))
-        if file._bad:
-            yield Damage(file.id, list(file._bad))
+        yield Ready(file_id, file.name, file.size, file.part_size, file.created, list(runs))
+        if bad:
+            yield Damage(file_id, list(bad))
         if file.status is Status.DELETING:
-            yield Delete(file.id)
+            yield Delete(file_id)
 
     def _unpack_run(self, packed: bytes) -> Run:
         pack, part, seq, head, _ = _RUN.unpack_from(packed)
         rows: list[PartRow] = [
-            (offset, size, stored, self._codecs[codec], md5.hex()) for offset, size, stored, codec, md5 in _rows(packed)
+            (offset, size, stored, self._codec_names[codec], md5.hex())
+            for offset, size, stored, codec, md5 in _rows(packed)
         ]
         return Run(pack, seq, part, head, rows)
+
+
+class _Kept(NamedTuple):
+    """A file as it was when the snapshot began."""
+
+    file: File
+    bad: tuple[int, ...]
 
 
 class Snapshot:
     """The state of the registries at one instant, as an iterator of records.
 
-    Records may be applied while it is consumed: a file about to change is copied first. It costs 8 bytes for
-    each file, and the copies. Consume it to the end or `close` it; there is one at a time.
+    Records may be applied while it is consumed: a file about to change that is still to come is copied first. So
+    neither its start nor a step of it takes long, and it takes memory for what changes meanwhile, no more. Consume
+    it to the end or `close` it; there is one at a time.
     """
 
     def __init__(self, registry: Registry) -> None:
         """Use `Registry.snapshot`."""
         self._registry = registry
-        self._kept: dict[int, File] = {}
+        self._done = 0  # of the files that were readable, those up to this id
+        self._kept: dict[int, _Kept | None] = {}  # by id; None was not there when the snapshot began
         self._records = self._generate(
             Ids(registry.next_file, registry.next_part, registry.next_pack),
             list(registry._deleting),
-            list(registry._files),
             [file.id for file in registry._storing.values()],
         )
 
@@ -627,23 +684,44 @@ class Snapshot:
             self._registry._snapshot = None
         self._kept.clear()
 
-    def _keep(self, file: File) -> None:
-        if file.id not in self._kept:
-            self._kept[file.id] = file._copy()
+    def _keep(self, file_id: int, file: File) -> None:
+        """This file is about to change."""
+        done = file_id <= self._done and file.status in _READABLE
+        if not done and file_id not in self._kept:
+            self._kept[file_id] = self._as_it_is(file_id, file)
 
-    def _generate(
-        self, ids: Ids, deleting: Sequence[int], files: Sequence[int], storing: Sequence[int]
-    ) -> Generator[Record, None, None]:
+    def _pass_over(self, file_id: int) -> None:
+        """This file is new."""
+        self._kept.setdefault(file_id, None)
+
+    def _as_it_is(self, file_id: int, file: File) -> _Kept:
+        return _Kept(file._copy(), self._registry.bad_parts(file_id))
+
+    def _generate(self, ids: Ids, deleting: Sequence[int], storing: Sequence[int]) -> Generator[Record, None, None]:
         # Deleted files first: each has its old name for a moment, which another file may have now. Files
         # being stored last: they reserve names which others may still have.
         yield ids
-        special = {*deleting, *storing}
-        readable = (file_id for file_id in files if file_id not in special)
-        for file_id in chain(deleting, readable, storing):
-            # A copy: the file may change between two of its records.
-            file = self._kept.get(file_id) or self._registry._files[file_id]._copy()
-            yield from self._registry._records_of(file)
+        for found in chain(self._those(deleting), self._readable(), self._those(storing)):
+            yield from self._registry._records_of(*found)
         self._detach()
+
+    def _those(self, file_ids: Sequence[int]) -> Iterator[_Kept]:
+        for file_id in file_ids:
+            # Whether it is there still or is kept, it was there when the snapshot began.
+            yield self._kept.get(file_id) or self._as_it_is(file_id, self._registry._known(file_id))
+
+    def _readable(self) -> Iterator[_Kept]:
+        """Files that were readable: those in the registry, by id, then those that have left it since."""
+        while page := self._registry.files_after(self._done, SNAPSHOT_PAGE):
+            for file in page:
+                file_id = file.id
+                found = self._kept[file_id] if file_id in self._kept else self._as_it_is(file_id, file)
+                self._done = file_id
+                if found is not None and found.file.status in _READABLE:
+                    self._kept.pop(file_id, None)
+                    yield found
+        gone = [found for found in self._kept.values() if found is not None and found.file.status in _READABLE]
+        yield from gone
 
 
 def _first_seq(packed: bytes) -> int:
@@ -676,27 +754,33 @@ def _rows(packed: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
     return _ROW.iter_unpack(memoryview(packed)[_RUN.size :])
 
 
-def _live_bytes(file: File) -> int:
-    return FILE_BYTES + len(file.name) + RUN_BYTES * len(file._packed_runs()) + PART_BYTES * file.parts
+def _place_for(run: bytes, runs: Sequence[bytes], file_id: int) -> int:
+    """Where a run belongs among others of its file, which are in order of seq; RegistryError if they overlap."""
+    seq = _first_seq(run)
+    at = bisect_left(runs, seq, key=_first_seq)
+    if at and _end_seq(runs[at - 1]) > seq:
+        raise RegistryError(f"file {file_id} has part {seq} already")
+    if at < len(runs) and _first_seq(runs[at]) < max(seq + 1, _end_seq(run)):
+        raise RegistryError(f"file {file_id} has part {_first_seq(runs[at])} already")
+    return at
 
 
-def _check_complete(runs: Sequence[bytes], record: Ready) -> None:
-    """RegistryError unless the runs, in order of seq, make a file without gap, short only at its end."""
-    expected = 0
-    short = ended = False
-    for packed in runs:
-        count = _part_count(packed)
-        if _first_seq(packed) != expected:
-            raise RegistryError(
-                f"ready: file {record.file} has a run from part {_first_seq(packed)} instead of {expected}"
-            )
-        if ended or (short and count):
-            raise RegistryError(f"ready: file {record.file} goes on after its end, with part {expected}")
-        if count:
-            short = _last_size(packed) != record.part_size
-        else:
-            ended = True
-        expected += count
+def _check_complete(runs: Sequence[bytes], parts: int, size: int, record: Ready) -> None:
+    """RegistryError unless runs of so many parts and bytes make a file without gap, short only at its end.
+
+    They do not overlap, and no part is bigger than the part size: so it is enough to count.
+    """
+    if size != record.size:
+        raise RegistryError(f"ready: the parts of file {record.file} have {size} bytes, not {record.size}")
+    if not runs:
+        return
+    last = runs[-1]
+    if _end_seq(last) != parts:
+        raise RegistryError(f"ready: file {record.file} has {parts} parts, but the last is to be part {_end_seq(last)}")
+    if len(last) == _RUN.size and len(runs) > 1:  # an end marker
+        last = runs[-2]
+    if size != (parts and (parts - 1) * record.part_size + _last_size(last)):
+        raise RegistryError(f"ready: file {record.file} has a short part before its end")
 
 
 def _last_size(packed: bytes) -> int:
