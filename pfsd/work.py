@@ -13,12 +13,14 @@ import mmap
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pfsd import codecs, disk, hashing, packs, stores
+from pfsd.coding import Measured
 from pfsd.errors import BY_CODE, Changed, Corrupt, FieldValue, IoError, Missing, NotFound, RequestError, from_os_error
 
 Result = TypeVar("Result", covariant=True)
@@ -63,6 +65,7 @@ class StoreBatch(NamedTuple):
     parts: tuple[PartIn, ...]
     codec: str
     level: int
+    every: int = 1  # code the parts whose seq is a multiple of it, store the others as they are
     source: str | None = None  # read the parts from this file first, one after the other
     source_offset: int = 0
 
@@ -93,6 +96,7 @@ class StoredBatch(NamedTuple):
     token: str
     size: int
     parts: tuple[PartRow, ...]
+    measured: Measured
 
 
 class PartOut(NamedTuple):
@@ -236,19 +240,34 @@ def store_batch(task: StoreBatch, attempt: int) -> StoredBatch:
         _read_source(task.source, task.source_offset, views)
     md5s = hashing.md5_many(_Process.slab, [(part.at, part.size) for part in task.parts])
     rows: list[PartRow] = []
+    coded: list[tuple[int, int, float]] = []
     token = _token(task, attempt)
     _Process.store.discard(_token(task, earlier) for earlier in range(attempt))  # what dead processes left
-    size = _Process.store.stage(token, _pieces(task, views, md5s, rows))
-    return StoredBatch(token, size, tuple(rows))
+    began = time.perf_counter()
+    size = _Process.store.stage(token, _pieces(task, views, md5s, rows, coded))
+    return StoredBatch(token, size, tuple(rows), _measured(coded, time.perf_counter() - began))
+
+
+def _measured(coded: Sequence[tuple[int, int, float]], staging: float) -> Measured:
+    coding = sum(seconds for _, _, seconds in coded)
+    return Measured(sum(size for size, _, _ in coded), sum(stored for _, stored, _ in coded), coding, staging - coding)
 
 
 def _pieces(
-    task: StoreBatch, views: Sequence[memoryview], md5s: Sequence[bytes], rows: list[PartRow]
+    task: StoreBatch,
+    views: Sequence[memoryview],
+    md5s: Sequence[bytes],
+    rows: list[PartRow],
+    coded: list[tuple[int, int, float]],
 ) -> Iterator[codecs.Buffer]:
-    """The bytes of the pack; notes in `rows` where each part went."""
+    """The bytes of the pack; notes in `rows` where each part went, in `coded` what coding made of it and took."""
     offset = 0
     for part, view, md5 in zip(task.parts, views, md5s, strict=True):
-        header, payload, codec = packs.encode_part(part.origin, part.seq, view, md5, task.codec, task.level)
+        wanted = "none" if part.seq % task.every else task.codec
+        began = time.perf_counter()
+        header, payload, codec = packs.encode_part(part.origin, part.seq, view, md5, wanted, task.level)
+        if wanted != "none":
+            coded.append((part.size, len(payload), time.perf_counter() - began))
         if part.size:
             rows.append(PartRow(offset, len(header), part.size, len(payload), codec, md5))
         offset += len(header) + len(payload)

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from pfsd import records, stores, work
+from pfsd import coding, records, stores, work
 from pfsd.budget import Extent, MemoryBudget
 from pfsd.committer import Committer
 from pfsd.errors import Exists, NotFound, NotReady, RequestError
@@ -44,8 +44,6 @@ class Settings:
 
     part_size: int
     run_parts: int
-    codec: str
-    level: int
 
 
 @dataclass
@@ -69,6 +67,7 @@ class Engine:
     workers: Workers
     roots: Roots
     settings: Settings
+    coding: coding.Policy
     _claimed: set[bytes] = field(default_factory=set)
     _locks: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _pins: Counter[int] = field(default_factory=Counter)

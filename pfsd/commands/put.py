@@ -59,6 +59,7 @@ class Storing:
         self._runs: dict[int, records.Run] = {}  # by seq, not journalled yet
         self._md5s: dict[int, bytes] = {}  # by seq, of a run each
         self._stored = 0
+        self._coding = engine.coding.file()
         self._journalled: list[asyncio.Task[None]] = []
         self._announced = False
         self._committed = False
@@ -101,11 +102,13 @@ class Storing:
         )
         parts = tuple(work.PartIn(origin, seq + at, *extent) for at, extent in enumerate(extents))
         pack = self._engine.registry.new_pack_id()
+        choice = self._coding.choose()
         batch = work.StoreBatch(
             token=f"{pack:016x}",
             parts=parts or (work.PartIn(origin, seq, 0, 0),),
-            codec=self._engine.settings.codec,
-            level=self._engine.settings.level,
+            codec=choice.codec,
+            level=choice.level,
+            every=choice.every,
             source=source,
             source_offset=seq * self.part_size,
         )
@@ -113,6 +116,7 @@ class Storing:
         self._tokens |= work.staging_tokens(batch)
         stored = await self._engine.workers.run(work.store_batch, batch, self._flow, cost)
         self._tokens -= work.staging_tokens(batch)
+        self._coding.tell(choice, stored.measured)
         self._staged.append((stored.token, pack))
         self._md5s[seq] = b"".join(row.md5 for row in stored.parts)
         self._stored += sum(row.stored for row in stored.parts)
