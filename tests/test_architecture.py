@@ -15,8 +15,8 @@ LAYERS = [
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds"},
     {"packs", "records", "config", "verbs", "paths"},
-    {"stores", "registry", "journal"},
-    {"stores.local", "stores.memory"},
+    {"stores", "registry", "journal", "advise"},
+    {"stores.local", "stores.memory", "measure"},
     {"work"},
     {"workers", "budget", "committer"},
     {"commands"},
@@ -40,7 +40,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: These stay usable from a worker process, a tool or a test without an event loop.
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
-    "stores.local", "stores.memory", "registry", "journal", "work", "coding", "fair", "config", "kinds",
+    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
+    "measure",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
