@@ -28,12 +28,30 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
 
 
 def server_main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon until it is told to stop; returns the exit code of the process."""
-    import logging
+    """Run the daemon until it is told to stop, or `bench`; returns the exit code of the process."""
+    _hold_standard_streams()
+    try:
+        arguments = _server_parser().parse_args(argv)
+    except SystemExit as end:
+        return EX_USAGE if end.code else 0
+    try:
+        return int(arguments.run(arguments))
+    except UsageError as error:
+        print(f"pfsd: {error}", file=sys.stderr)
+        return EX_USAGE
+    except FatalError as error:
+        print(f"pfsd: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        print(_not_installed(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
+
+def _server_parser() -> argparse.ArgumentParser:
     from pfsd import __version__
 
-    _hold_standard_streams()
     parser = argparse.ArgumentParser(
         prog="pfsd",
         description="A parallel file storage daemon driven by lines of text over a socket.",
@@ -43,28 +61,66 @@ def server_main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="(%(default)s)")
     parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
-    try:
-        arguments = parser.parse_args(argv)
-    except SystemExit as end:
-        return EX_USAGE if end.code else 0
-    try:
-        from pfsd import config
+    parser.set_defaults(run=_serve)
+    commands = parser.add_subparsers(title="instead of the daemon", metavar="")
+    bench = commands.add_parser(
+        "bench",
+        help="measure which settings suit this machine",
+        description="Measure hashing, coding, the store's disk and processes beside each other, and advise settings. "
+        "Needs no daemon and leaves nothing behind.",
+    )
+    bench.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=f"({DEFAULT_CONFIG})")
+    bench.add_argument("--seconds", metavar="N", type=_seconds, default=12.0, help="for about so long (%(default)g)")
+    bench.add_argument("--path", metavar="DIR", type=Path, help="try the disk there (the store's directory)")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        type=Path,
+        help="content to sample, also directories (what is under the roots)",
+    )
+    bench.set_defaults(run=_bench)
+    return parser
 
-        settings = config.load(arguments.config, os.environ)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-        )
-        from pfsd import daemon
 
-        return daemon.main(settings)
-    except FatalError as error:
-        print(f"pfsd: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(_not_installed(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.01 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("must be 0.01 to 3600 seconds")
+    return seconds
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from pfsd import config
+
+    settings = config.load(arguments.config, os.environ)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    from pfsd import daemon
+
+    return daemon.main(settings)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    import json
+
+    from pfsd import advise, config, measure
+
+    settings = config.load(arguments.config, os.environ)
+    if arguments.path is not None and not arguments.path.is_dir():
+        raise UsageError(f"--path {arguments.path} must be a directory that exists")
+    directory = arguments.path or measure.existing(settings.path)
+    machine = measure.measure(settings, arguments.seconds, directory.absolute(), arguments.files)
+    advice = advise.advise(machine, settings.part_size)
+    if arguments.json:
+        print(json.dumps(advise.as_json(machine, advice)))
+    else:
+        print(advise.report(machine, advice))
+    return 0
 
 
 def _hold_standard_streams() -> None:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pfsd import codecs, kinds
+from pfsd import codecs, coding, kinds
 from pfsd.errors import ConfigError
 from pfsd.kinds import KIB, MIB, TIB, Address, format_size, printable, show
 
@@ -68,7 +68,7 @@ class Config:
     processes: int = _key("auto", kinds.processes)
     memory: int = _key("256MiB", kinds.size(1 * MIB, 16 * TIB))
     part_size: int = _key("1MiB", kinds.size(4 * KIB, 64 * MIB))
-    codec: Literal["zstd", "zlib", "none"] = _key("zstd", kinds.choice("zstd", "zlib", "none"))
+    codec: Literal["auto", "zstd", "zlib", "none"] = _key("zstd", kinds.choice("auto", "zstd", "zlib", "none"))
     level: int = _key(1, kinds.level)
     roots: tuple[Path, ...] = _key(["."], kinds.directories, is_list=True)
     #: The token in force, from wherever it came; None if none is needed.
@@ -111,9 +111,10 @@ _KEYS: dict[str, _Key] = {each.name: each.metadata["key"] for each in fields(Con
 def worker_overhead(codec: str, level: int, part_size: int) -> int:
     """Bytes one I/O process may use beyond the shared slab.
 
-    Three parts (one as it comes from the disk, one coded, one decoded) and what the coder itself works in.
+    Three parts (one as it comes from the disk, one coded, one decoded) and what the coder itself works in, with
+    codec auto at the strongest level it may choose.
     """
-    return 3 * part_size + codecs.workspace(codec, level, part_size)
+    return 3 * part_size + codecs.workspace(*coding.strongest(codec, level), part_size)
 
 
 def auto_processes(cpus: int, memory: int, overhead: int) -> int:

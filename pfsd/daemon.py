@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvloop
 
-from pfsd import disk, records, stores, work
+from pfsd import coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands.engine import Engine, Settings
@@ -156,7 +156,8 @@ class Daemon:
             budget=self._budget,
             workers=self._workers,
             roots=Roots(config.roots, forbidden=[config.path]),
-            settings=Settings(config.part_size, config.run_parts, config.codec, config.level),
+            settings=Settings(config.part_size, config.run_parts),
+            coding=coding.policy(config.codec, config.level),
         )
         self._service = Service(
             engine=self._engine,

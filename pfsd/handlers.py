@@ -251,6 +251,7 @@ async def _stats(call: Call) -> None:
         "memory_limit": engine.budget.limit,
         "memory_used": engine.budget.used,
         "memory_peak": engine.budget.peak,
+        **engine.coding.facts,
         "processes": len(engine.workers),
         "processes_busy": engine.workers.busy,
         "processes_replaced": engine.workers.replaced,

@@ -20,7 +20,7 @@ TIB = 1 << 40
 
 #: Linux keeps 108 bytes for the address of a Unix socket, the last one a NUL.
 MAX_UNIX_PATH = 107
-LEVELS = {"zstd": (1, 19), "zlib": (1, 9)}
+LEVELS = {"auto": (1, 19), "zstd": (1, 19), "zlib": (1, 9)}
 MAX_PROCESSES = 256
 MIN_TOKEN_CHARS = 8
 #: A token travels in one line of the protocol, quoted byte by byte at worst; this leaves ample room.

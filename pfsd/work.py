@@ -13,12 +13,14 @@ import mmap
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pfsd import codecs, disk, hashing, packs, stores
+from pfsd.coding import Measured
 from pfsd.errors import BY_CODE, Changed, Corrupt, FieldValue, IoError, Missing, NotFound, RequestError, from_os_error
 
 Result = TypeVar("Result", covariant=True)
@@ -73,6 +75,7 @@ class StoreBatch(NamedTuple):
     codec: str
     level: int
     reads: tuple[Read, ...] = ()
+    every: int = 1  # code the parts whose seq is a multiple of it, store the others as they are
 
 
 def staging_tokens(batch: StoreBatch) -> set[str]:
@@ -103,6 +106,7 @@ class StoredBatch(NamedTuple):
 
     token: str
     parts: tuple[PartRow | Failure, ...]
+    measured: Measured
 
 
 class PartOut(NamedTuple):
@@ -250,18 +254,37 @@ def store_batch(task: StoreBatch, attempt: int) -> StoredBatch:
     wanted = [at for at in range(len(task.parts)) if at not in rows]
     token = _token(task, attempt)
     _Process.store.discard(_token(task, earlier) for earlier in range(attempt))  # what dead processes left
+    coded: list[tuple[int, int, float]] = []
+    began = time.perf_counter()
     if wanted:
-        _Process.store.stage(token, _pieces(task, wanted, rows))
-    return StoredBatch(token, tuple(rows[at] for at in range(len(task.parts))))
+        md5s = hashing.md5_many(_Process.slab, [(task.parts[at].at, task.parts[at].size) for at in wanted])
+        began = time.perf_counter()
+        _Process.store.stage(token, _pieces(task, wanted, md5s, rows, coded))
+    measured = _measured(coded, time.perf_counter() - began)
+    return StoredBatch(token, tuple(rows[at] for at in range(len(task.parts))), measured)
 
 
-def _pieces(task: StoreBatch, wanted: Sequence[int], rows: dict[int, PartRow | Failure]) -> Iterator[codecs.Buffer]:
-    """The bytes of the pack; notes in `rows` where each part went."""
+def _measured(coded: Sequence[tuple[int, int, float]], staging: float) -> Measured:
+    coding = sum(seconds for _, _, seconds in coded)
+    return Measured(sum(size for size, _, _ in coded), sum(stored for _, stored, _ in coded), coding, staging - coding)
+
+
+def _pieces(
+    task: StoreBatch,
+    wanted: Sequence[int],
+    md5s: Sequence[bytes],
+    rows: dict[int, PartRow | Failure],
+    coded: list[tuple[int, int, float]],
+) -> Iterator[codecs.Buffer]:
+    """The bytes of the pack; notes in `rows` where each part went, in `coded` what coding made of it and took."""
     offset = 0
-    md5s = hashing.md5_many(_Process.slab, [(task.parts[at].at, task.parts[at].size) for at in wanted])
     for at, md5 in zip(wanted, md5s, strict=True):
         part = task.parts[at]
-        header, payload, codec = packs.encode_part(part.origin, part.seq, _view(part), md5, task.codec, task.level)
+        wanted_codec = "none" if part.seq % task.every else task.codec
+        began = time.perf_counter()
+        header, payload, codec = packs.encode_part(part.origin, part.seq, _view(part), md5, wanted_codec, task.level)
+        if wanted_codec != "none":
+            coded.append((part.size, len(payload), time.perf_counter() - began))
         rows[at] = PartRow(offset, len(header), part.size, len(payload), codec, md5)
         offset += len(header) + len(payload)
         yield header

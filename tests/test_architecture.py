@@ -13,10 +13,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "protocol", "disk", "hashing", "fair", "aio", "kinds"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds"},
     {"packs", "records", "config", "verbs", "paths"},
-    {"stores", "registry", "journal"},
-    {"stores.local", "stores.memory"},
+    {"stores", "registry", "journal", "advise"},
+    {"stores.local", "stores.memory", "measure"},
     {"work"},
     {"workers", "budget", "committer", "gather"},
     {"commands"},
@@ -41,7 +41,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: These stay usable from a worker process, a tool or a test without an event loop.
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
-    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds",
+    "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
+    "measure",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -116,4 +117,5 @@ def test_what_a_worker_imports_stays_small() -> None:
         todo |= project_imports(modules()[name]) - closure
     assert closure <= {
         "work", "packs", "codecs", "hashing", "stores", "stores.local", "stores.memory", "disk", "errors", "lanes",
+        "coding",
     }  # fmt: skip

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from pfsd import coding
 from pfsd.commands import files
 from pfsd.commands.engine import Engine, Settings
 from pfsd.errors import NotFound, NotReady
 from pfsd.records import Ready, Record, Run
 from pfsd.registry import Registry
 
-SETTINGS = Settings(part_size=4096, run_parts=16, codec="none", level=1)
+SETTINGS = Settings(part_size=4096, run_parts=16)
 
 
 class SlowCommitter:
@@ -52,7 +53,7 @@ async def test_a_change_under_way_is_finished_whoever_leaves(change: Callable[[E
     committer: Any = SlowCommitter(registry)
     unused: Any = None
     workers: Any = NoWorkers()
-    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS)
+    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS, coding.policy("none", 1))
 
     leaving = asyncio.ensure_future(change(engine))
     await asyncio.sleep(0)
@@ -77,7 +78,7 @@ async def test_damage_found_side_by_side_adds_up() -> None:
     committer: Any = SlowCommitter(registry)
     unused: Any = None
     workers: Any = NoWorkers()
-    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS)
+    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS, coding.policy("none", 1))
     found = asyncio.gather(engine.note_damage(1, {0}), engine.note_damage(1, {2}), engine.note_damage(1, {0, 1}))
     await asyncio.sleep(0)
     committer.may_write.set()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pfsd import coding
 from pfsd.commands import get
 from pfsd.commands.engine import Engine, Progress, Settings
 from pfsd.fair import Flow
@@ -27,8 +28,18 @@ async def test_content_is_synced_before_the_target_appears_if_asked_for(
     registry.apply(Ready(file=1, name=b"void", size=0, part_size=4096, created=0, runs=[Run(1, 0, 0, 0, [])]))
     unused: Any = None
     workers: Any = ()
-    settings = Settings(part_size=4096, run_parts=16, codec="none", level=1)
-    engine = Engine(bytes(16), registry, unused, unused, unused, workers, Roots([tmp_path], forbidden=[]), settings)
+    settings = Settings(part_size=4096, run_parts=16)
+    engine = Engine(
+        bytes(16),
+        registry,
+        unused,
+        unused,
+        unused,
+        workers,
+        Roots([tmp_path], forbidden=[]),
+        settings,
+        coding.policy("none", 1),
+    )
     await get.get_path(engine, 1, b"target", None, None, False, False, sync, Progress(), Flow())
     assert target.read_bytes() == b""
     assert synced == ([False] if sync else [])

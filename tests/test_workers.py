@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from pfsd import work
+from pfsd import packs, work
 from pfsd.budget import MemoryBudget
 from pfsd.errors import IoError, NoSpace
 from pfsd.fair import Flow
 from pfsd.workers import Workers
+from tests.harness import noise
 
 
 @asynccontextmanager
@@ -111,3 +112,33 @@ async def test_a_cancelled_caller_is_let_go_when_the_process_is_done(tmp_path: P
         with pytest.raises(asyncio.CancelledError):
             await caller
         assert workers.busy == 0 and workers.replaced == 0
+
+
+@pytest.mark.parametrize(
+    ("codec", "every", "used"),
+    [
+        ("zstd", 1, ["zstd", "none", "zstd", "zstd"]),
+        ("zstd", 3, ["zstd", "none", "none", "zstd"]),  # the parts number 3 and 6
+        ("zstd", 7, ["none", "none", "none", "none"]),
+        ("none", 1, ["none", "none", "none", "none"]),
+    ],
+)
+async def test_a_stored_run_tells_what_coding_made_of_it(
+    tmp_path: Path, codec: str, every: int, used: list[str]
+) -> None:
+    size = 64 << 10
+    content = [bytes(size), noise(size), b"a" * size, b"b" * size]
+    source = tmp_path / "source"
+    source.write_bytes(b"".join(content))
+    origin = packs.Origin(b"s" * 16, 1, b"p" * 8, 1, size, 8 * size, b"name")
+    parts = tuple(work.PartIn(origin, seq, at * size, size) for at, seq in enumerate(range(3, 7)))
+    async with processes(tmp_path / "store") as workers:
+        batch = work.StoreBatch("token", parts, codec, 1, (work.Read(str(source), 0, 0, 4),), every)
+        stored = await workers.run(work.store_batch, batch, Flow(), 4 * size)
+    rows = [row for row in stored.parts if isinstance(row, work.PartRow)]
+    assert [row.codec for row in rows] == used
+    coded = [at for at, part in enumerate(parts) if codec != "none" and part.seq % every == 0]
+    measured = stored.measured
+    assert measured.coded == len(coded) * size
+    assert (measured.coding > 0) == bool(coded) and measured.writing > 0
+    assert measured.shrunk == sum(rows[at].stored for at in coded)

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pfsd import records, stores, work
+from pfsd import coding, records, stores, work
 from pfsd.budget import Extent, MemoryBudget
-from pfsd.commands.shared import SMALL_BYTES, Coding, SharedPacks
+from pfsd.commands.shared import SMALL_BYTES, SharedPacks
 from pfsd.committer import Committer
 from pfsd.errors import Exists, NotFound, NotReady, RequestError
 from pfsd.fair import Flow
@@ -53,8 +53,6 @@ class Settings:
 
     part_size: int
     run_parts: int
-    codec: str
-    level: int
 
     @property
     def small_bytes(self) -> int:
@@ -83,6 +81,7 @@ class Engine:
     workers: Workers
     roots: Roots
     settings: Settings
+    coding: coding.Policy
     _claimed: set[bytes] = field(default_factory=set)
     _locks: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _pins: Counter[int] = field(default_factory=Counter)
@@ -90,9 +89,8 @@ class Engine:
     _background: set[asyncio.Task[int]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        coding = Coding(self.settings.codec, self.settings.level)
         #: Where small files are stored together.
-        self.shared = SharedPacks(self.store, self.workers, coding, self.registry.new_pack_id, self._unlink_soon)
+        self.shared = SharedPacks(self.store, self.workers, self.coding, self.registry.new_pack_id, self._unlink_soon)
         self._small_loads: Gatherer[work.LoadBatch, tuple[work.BadPart, ...] | work.Failure] = Gatherer(
             self._load_together, at_once=len(self.workers), most_items=SMALL_LOADS, most_cost=SMALL_LOADS_BYTES
         )

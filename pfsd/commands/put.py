@@ -64,6 +64,7 @@ class Storing:
         self._runs: dict[int, records.Run] = {}  # by seq, not journalled yet
         self._md5s: dict[int, bytes] = {}  # by seq, of a run each
         self._stored = 0
+        self._coding = engine.coding.file()
         self._journalled: list[asyncio.Task[None]] = []
         self._shared_pack: int | None = None
         self._announced = False
@@ -112,11 +113,13 @@ class Storing:
         No extents stand for the end marker. The extents stay the caller's.
         """
         pack = self._engine.registry.new_pack_id()
+        choice = self._coding.choose()
         batch = work.StoreBatch(
             token=f"{pack:016x}",
             parts=self._parts(seq, extents, final_size),
-            codec=self._engine.settings.codec,
-            level=self._engine.settings.level,
+            codec=choice.codec,
+            level=choice.level,
+            every=choice.every,
             reads=(work.Read(source, seq * self.part_size, 0, len(extents)),) if source is not None else (),
         )
         cost = sum(extent.size for extent in extents)
@@ -126,6 +129,7 @@ class Storing:
             if isinstance(row, work.Failure):
                 raise row.error()
         self._tokens -= work.staging_tokens(batch)
+        self._coding.tell(choice, stored.measured)
         self._staged.append((stored.token, pack))
         self._note(seq, pack, [row for row in stored.parts if isinstance(row, work.PartRow)])
         if self._announced and len(self._runs) > RUNS_PER_RECORD:

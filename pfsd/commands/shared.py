@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pfsd import stores, work
+from pfsd.coding import Chooser
 from pfsd.errors import from_os_error
 from pfsd.fair import Flow
 from pfsd.gather import Gatherer
@@ -48,14 +49,6 @@ class Placed:
     rows: tuple[work.PartRow, ...]
 
 
-@dataclass(frozen=True)
-class Coding:
-    """How parts are compressed."""
-
-    codec: str
-    level: int
-
-
 class SharedPacks:
     """Stores small files, many to a pack. Whoever got a file `Placed` must `release` its pack in the end."""
 
@@ -63,7 +56,7 @@ class SharedPacks:
         self,
         store: stores.PackStore,
         workers: Workers,
-        coding: Coding,
+        coding: Chooser,
         new_pack_id: Callable[[], int],
         unlink_unless_used: Callable[[int], object],
     ) -> None:
@@ -107,16 +100,18 @@ class SharedPacks:
 
     async def _store_together(self, files: Sequence[SmallFile]) -> list[Placed | work.Failure]:
         pack = self._new_pack_id()
+        choice = self._coding.choose()
         batch = work.StoreBatch(
             token=f"{pack:016x}",
             parts=tuple(part for file in files for part in file.parts),
-            codec=self._coding.codec,
-            level=self._coding.level,
+            codec=choice.codec,
+            level=choice.level,
             reads=tuple(_reads(files)),
         )
         cost = sum(map(_cost, files))
         try:
             stored = await self._workers.run(work.store_batch, batch, self._flow, cost)
+            self._coding.tell(choice, stored.measured)
             results = _share_out(pack, files, stored.parts)
             held = sum(isinstance(result, Placed) for result in results)
             if held:
