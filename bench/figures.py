@@ -144,7 +144,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Median, smallest and largest sample of each row, with speeds and compression where there are any."""
+    """Median, smallest and largest sample of each row, with speeds and compression if there are any."""
     header = ["", "median", "lowest", "highest", "", "pfsd", "other", "", "pfsd stores", "other stores"]
     lines = [header]
     for row in rows:
@@ -152,7 +152,8 @@ def table(rows: Sequence[Row]) -> str:
         compression = [f"1/{each:.2f}" for each in row.compression] if row.compression else ["", ""]
         figures = [f"{each:.2f}" for each in (row.value, min(row.samples), max(row.samples))]
         lines.append([row.name, *figures, row.unit, *speeds, *compression])
-    return aligned(lines)
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    return aligned(list(zip(*columns, strict=True)))
 
 
 def goal_table(goals: Sequence[Goal], rows: Mapping[str, Row]) -> str:

@@ -26,7 +26,7 @@ from daemon import ROOT, Daemon, Failed
 from figures import MIB, aligned, limit_seconds
 
 sys.path.insert(1, str(ROOT))
-from pfsd import codecs, hashing  # noqa: E402
+from pfsd import codecs, hashing
 
 PART_BYTES = MIB
 RUN_BYTES = 16 * MIB
