@@ -148,7 +148,11 @@ def table(rows: Sequence[Row]) -> str:
     header = ["", "median", "lowest", "highest", "", "pfsd", "other", "", "pfsd stores", "other stores"]
     lines = [header]
     for row in rows:
-        speeds = [f"{each:.0f}" for each in row.speeds] + [row.speed_unit] if row.speeds else ["", "", ""]
+        speeds = (
+            [f"{each:.3g}" if each < 10 else f"{each:.0f}" for each in row.speeds] + [row.speed_unit]
+            if row.speeds
+            else ["", "", ""]
+        )
         compression = [f"1/{each:.2f}" for each in row.compression] if row.compression else ["", ""]
         figures = [f"{each:.2f}" for each in (row.value, min(row.samples), max(row.samples))]
         lines.append([row.name, *figures, row.unit, *speeds, *compression])

@@ -185,7 +185,7 @@ def step_table(size: int, steps: Steps) -> str:
 
 def measure(subject: str, arguments: argparse.Namespace) -> suite.Result:
     """Contests of pfsd with the bare steps on one corpus."""
-    settings = suite.settings(arguments)
+    settings = suite.settings(arguments) | {"codec": CODEC, "level": LEVEL}
     result = suite.Result("limit", subject, arguments, settings)
     file = corpus(subject, arguments.cache, arguments.quick)
     with (
@@ -206,7 +206,8 @@ def measure(subject: str, arguments: argparse.Namespace) -> suite.Result:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = suite.daemon_options(suite.options("Measure how near pfsd by path comes to the limit of its own steps."))
+    parser = suite.options("Measure how near pfsd by path comes to the limit of its own steps.")
+    suite.daemon_options(parser, codec=False)
     parser.add_argument("--corpus", nargs="+", choices=FILES, default=["linux"], help="(linux)")
     return suite.parse(parser)
 

@@ -38,12 +38,28 @@ def command(script: str, arguments: argparse.Namespace) -> list[str]:
         words += [f"--{option}", str(getattr(arguments, option))]
     if script in WITH_PAIRS:
         words += ["--pairs", str(arguments.pairs)]
+    if script != "memory":  # which has settings of its own
+        words += ["--memory", arguments.memory]
+    if script not in ("memory", "limit") and arguments.codec:
+        words += ["--codec", arguments.codec]
     return words + ["--quick"] * arguments.quick
+
+
+def run_script(words: list[str]) -> int:
+    """The exit code of a script. If this process is to end, the script gets the time to remove what it made."""
+    with subprocess.Popen(words) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = suite.options("Measure everything, print all goals next to what was reached, and draw it.")
+    suite.daemon_options(parser)
     lines = "; ".join(f"{name}: {what}" for name, what in SCRIPTS.items())
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), metavar="SCRIPT", help=lines)
     arguments = suite.parse(parser)
@@ -60,7 +76,7 @@ def main() -> int:
     for script in arguments.only:
         begin = time.monotonic()
         suite.say(f"--- {script}: {SCRIPTS[script]}")
-        if subprocess.run(command(script, arguments)).returncode:
+        if run_script(command(script, arguments)):
             failed.append(script)
         suite.say(f"--- {script}: {time.monotonic() - begin:.0f} s")
     print(f"\n{goals.summary(arguments.results)}\n", flush=True)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,10 +52,11 @@ def options(description: str, *, pairs: bool = True) -> argparse.ArgumentParser:
     return parser
 
 
-def daemon_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def daemon_options(parser: argparse.ArgumentParser, *, codec: bool = True) -> argparse.ArgumentParser:
     """The same parser, with settings of pfsd."""
     parser.add_argument("--memory", default="256MiB", metavar="SIZE", help="pfsd's setting (%(default)s)")
-    parser.add_argument("--codec", metavar="NAME", help="pfsd's setting (its default)")
+    if codec:
+        parser.add_argument("--codec", metavar="NAME", help="pfsd's setting (its default)")
     return parser
 
 
@@ -77,7 +79,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
 def settings(arguments: argparse.Namespace) -> dict[str, object]:
     """The settings of the daemon that is measured; what is not here has pfsd's default."""
     given: dict[str, object] = {"memory": parse_size(arguments.memory), "processes": arguments.cores}
-    if arguments.codec:
+    if vars(arguments).get("codec"):
         given["codec"] = arguments.codec
     return given
 
@@ -91,7 +93,11 @@ def scratch_directory(where: Path) -> Iterator[Path]:
 
 
 def run(script: Callable[[], int]) -> None:
-    """Run a script's `main` and end with its code; 1 and a line when something failed, 130 after Ctrl-C."""
+    """Run a script's `main` and end with its code; 1 and a line when something failed, 130 after Ctrl-C.
+
+    A SIGTERM ends it as orderly, so that no daemon and no scratch directory is left.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = script()
     except (Failed, OSError, subprocess.CalledProcessError) as error:
