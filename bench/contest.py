@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -145,19 +146,24 @@ class Program:
 def run_program(command: list[str], where: Path, environ: dict[str, str]) -> float:
     """The seconds that a program takes from start to end; Failed, with what it printed, if it fails."""
     begin = time.perf_counter()
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
         cwd=where,
         env=environ,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )
+        process_group=0,
+    ) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # what the shell started as well
+            raise
     seconds = time.perf_counter() - begin
-    if done.returncode:
-        raise Failed(
-            f"{' '.join(command)}: exit code {done.returncode}: {done.stdout.decode(errors='replace').strip()}"
-        )
+    if process.returncode:
+        words = printed.decode(errors="replace").strip()
+        raise Failed(f"{' '.join(command)}: exit code {process.returncode}: {words}")
     return seconds
 
 

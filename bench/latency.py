@@ -22,7 +22,7 @@ from corpora import FILES, corpus, warm
 from daemon import Daemon, Failed, quote
 from figures import Row, percentile
 
-SAMPLES, QUICK_SAMPLES = 2000, 200
+SAMPLES, QUICK_SAMPLES = 1000, 100
 SMALL_BYTES = 1000
 SMALL_FILES = 100
 PAUSE_SECONDS = 0.002

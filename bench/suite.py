@@ -19,13 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from daemon import ROOT, Failed, parse_size
 from figures import Row, table
 
 #: The cores that every side gets unless told otherwise: what the goals are stated for.
 CORES = 2
-QUICK_PAIRS = 2
+PAIRS, QUICK_PAIRS = 5, 2
 #: Packages that do the work inside pfsd.
 PACKAGES = ("uvloop", "msgspec", "backports.zstd", "numba")
 
@@ -42,7 +44,7 @@ def options(description: str, *, pairs: bool = True) -> argparse.ArgumentParser:
     """A parser with the options that all scripts have, and `--pairs` for those that compare two sides."""
     parser = argparse.ArgumentParser(description=description)
     if pairs:
-        parser.add_argument("--pairs", type=int, metavar="N", help=f"(5, with --quick {QUICK_PAIRS})")
+        parser.add_argument("--pairs", type=int, metavar="N", help=f"({PAIRS}, with --quick {QUICK_PAIRS})")
     parser.add_argument("--quick", action="store_true", help="only see that all works: little slices, few rounds")
     parser.add_argument("--cores", type=int, default=CORES, metavar="N", help="of everything that runs (%(default)s)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfsd-bench"
@@ -64,7 +66,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     """The command line, its defaults filled in; from here on this process and its children have `--cores` cores."""
     parsed = parser.parse_args(arguments)
     if "pairs" in parsed:
-        parsed.pairs = parsed.pairs or (QUICK_PAIRS if parsed.quick else 5)
+        if parsed.pairs is None:
+            parsed.pairs = QUICK_PAIRS if parsed.quick else PAIRS
         if parsed.pairs < 1:
             parser.error("--pairs must be at least 1")
     allowed = sorted(os.sched_getaffinity(0))
@@ -93,19 +96,22 @@ def scratch_directory(where: Path) -> Iterator[Path]:
 
 
 def run(script: Callable[[], int]) -> None:
-    """Run a script's `main` and end with its code; 1 and a line when something failed, 130 after Ctrl-C.
-
-    A SIGTERM ends it as orderly, so that no daemon and no scratch directory is left.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """Run a script's `main` and end with its code; 1 and a line when something failed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_orderly)
     try:
         code = script()
     except (Failed, OSError, subprocess.CalledProcessError) as error:
         say(f"{Path(sys.argv[0]).stem}: {error}")
         code = 1
-    except KeyboardInterrupt:
-        code = 130
     sys.exit(code)
+
+
+def end_orderly(number: int, _: FrameType | None) -> NoReturn:
+    """End on a signal as on an exception, so that no daemon and no scratch directory is left; once is enough."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 # --- results ------------------------------------------------------------------------------------
