@@ -19,8 +19,9 @@ check: $(VENV)/ready-dev
 format: $(VENV)/ready-dev
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(VENV)/ready-dev
-	@$(BIN)/python bench/compare.py
+# `make bench ARGS=--quick` only sees that all of it works.
+bench: $(VENV)/ready-bench
+	@$(BIN)/python bench/run.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -38,4 +39,8 @@ $(VENV)/ready: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/ready-dev: $(VENV)/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2
+	@touch $@
+
+$(VENV)/ready-bench: $(VENV)/ready
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' >&2
 	@touch $@

@@ -20,7 +20,6 @@ import select
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,15 +28,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import suite
 from daemon import PIECE_BYTES, ROOT, Daemon, Failed, fields, parse_size, quote, require_same
+from figures import MIB, Row
 
-MIB = 1 << 20
 SAMPLE_SECONDS = 0.02
 SWITCH_SECONDS = 0.0005
 #: How long processes may take to end once the daemon has.
 END_SECONDS = 10
-#: Size of each file that is made up when none is named.
+#: Size of each file that is made up when none is named; with more memory half of it, so that two fill it.
 MADE_UP_BYTES = 256 * MIB
+QUICK_BYTES = 32 * MIB
 PART_BYTES = MIB
 
 
@@ -382,13 +383,13 @@ def end(daemon: Daemon) -> None:
 # --- from arguments to exit code ----------------------------------------------------------------
 
 
-def made_up(where: Path) -> list[Path]:
+def made_up(where: Path, size: int) -> list[Path]:
     """A file that shrinks to a quarter and one that does not shrink."""
     files = [where / "repetitive", where / "random"]
     for file, times in zip(files, (4, 1), strict=True):
         generator = random.Random(times)
         with file.open("wb") as content:
-            for _ in range(MADE_UP_BYTES // PIECE_BYTES):
+            for _ in range(size // PIECE_BYTES):
                 content.write(generator.randbytes(PIECE_BYTES // times) * times)
     return files
 
@@ -404,31 +405,19 @@ def describe(sampler: Sampler) -> None:
             f"{(peak.file - idle.file) / MIB:9.1f}"
         )
     print("data over idle, MiB:")
-    for phase in sampler.phases:
+    for phase in filter(lambda phase: phase.highest, sampler.phases):  # some end between two samples
         print(f"{(phase.highest - data(sampler.idle)) / MIB:8.1f}  {phase.name}")
 
 
-def parse() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Hold the daemon to its memory.")
-    parser.add_argument("--memory", default="64MiB", metavar="SIZE", help="the daemon's setting (%(default)s)")
-    parser.add_argument("--processes", type=int, default=2, metavar="N", help="the daemon's setting (%(default)s)")
-    parser.add_argument("--file", type=Path, action="append", metavar="PATH", help="repeatable (two made up files)")
-    parser.add_argument("--dir", type=Path, help="where the store is (a temporary directory)")
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the workload; 1 if the daemon took too much or something else is wrong."""
-    arguments = parse()
-    # Else the sampler, which needs the interpreter many times for a sample, waits behind the comparing threads.
-    sys.setswitchinterval(SWITCH_SECONDS)
-    memory = parse_size(arguments.memory)
-    with tempfile.TemporaryDirectory(prefix="pfsd-bench-", dir=arguments.dir) as name:
-        home = Path(name).resolve()
+def measure(memory: int, arguments: argparse.Namespace) -> Row:
+    """Run the workload on a daemon with this setting and say what it took; Failed if something else is wrong."""
+    with suite.scratch_directory(arguments.dir) as home:
         out = home / "out"
         out.mkdir()
-        files = [file.resolve(strict=True) for file in arguments.file] if arguments.file else made_up(out)
+        if arguments.file:
+            files = [file.resolve(strict=True) for file in arguments.file]
+        else:
+            files = made_up(out, QUICK_BYTES if arguments.quick else max(MADE_UP_BYTES, memory // 2))
         settings = {"memory": memory, "processes": arguments.processes, "part_size": PART_BYTES}
         with Daemon(home, [out, *{file.parent for file in files}], **settings) as daemon:
             sampler = Sampler(daemon.process.pid)
@@ -443,17 +432,52 @@ def main() -> int:
     grown, grown_data = peak - idle, data(sampler.peak_data) - data(sampler.idle)
     print(
         f"idle {idle / MIB:.1f} MiB, peak {peak / MIB:.1f} MiB, peak less idle {grown / MIB:.1f} MiB, without programs "
-        f"and libraries {grown_data / MIB:.1f} MiB; memory {memory / MIB:.1f} MiB ({sampler.count} samples)"
+        f"and libraries {grown_data / MIB:.1f} MiB; memory {memory / MIB:.1f} MiB ({sampler.count} samples)",
+        flush=True,
     )
-    if max(grown, grown_data) >= memory:
-        print("FAILED: the daemon took more than its memory")
-        return 1
-    return 0
+    return Row(
+        name=f"peak over idle, memory {memory / MIB:g} MiB",
+        value=max(grown, grown_data) / memory,
+        samples=[grown / memory, grown_data / memory],
+        unit="of it",
+        details={"idle_bytes": idle, "grown_bytes": grown, "grown_data_bytes": grown_data, "memory": memory},
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = suite.options("Hold the daemon to its memory.", pairs=False)
+    parser.add_argument(
+        "--memory",
+        nargs="+",
+        default=["32MiB", "256MiB", "2GiB"],
+        metavar="SIZE",
+        help="the daemon's setting, one run for each (%(default)s)",
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="the daemon's setting (as many as cores)")
+    parser.add_argument("--file", type=Path, action="append", metavar="PATH", help="repeatable (two made up files)")
+    arguments = suite.parse(parser)
+    arguments.processes = arguments.processes or arguments.cores
+    return arguments
+
+
+def main() -> int:
+    """Run the workload with each setting; 1 if the daemon took too much or something else is wrong."""
+    arguments = parse()
+    # Else the sampler, which needs the interpreter many times for a sample, waits behind the comparing threads.
+    sys.setswitchinterval(SWITCH_SECONDS)
+    result = suite.Result("memory", "all", arguments, {"processes": arguments.processes, "part_size": PART_BYTES})
+    for text in arguments.memory:
+        suite.say(f"memory {text}")
+        try:
+            row = measure(parse_size(text), arguments)
+            result.rows.append(row)
+            if row.value >= 1:
+                raise Failed("the daemon took more than its memory")
+        except (Failed, subprocess.CalledProcessError) as error:
+            result.failed(f"memory {text}", error)
+    return result.report()
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Failed, OSError, subprocess.CalledProcessError) as error:
-        print(f"memory: {error}", file=sys.stderr)
-        sys.exit(1)
+    suite.run(main)
