@@ -28,8 +28,9 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer"},
+    {"exchange", "transfer", "tree"},
     {"results"},
+    {"bulk"},
     {"client"},
     {"progress"},
     {"console"},
@@ -56,6 +57,8 @@ CLIENT_MAY_IMPORT = {
     "transfer",
     "console",
     "results",
+    "bulk",
+    "tree",
 }
 
 
