@@ -349,9 +349,9 @@ async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch
     tally = _Tally(out, arguments.recursive)
     regular: list[tuple[str, bytes]] = []
     for path, name in zip(paths, names, strict=True):
-        if path == "-" or _is_special(path):
+        if path == "-" or _is(path, _is_special):
             await _put_stream(client, path, name, arguments.replace, tally, watch)
-        elif os.path.isdir(path) and not arguments.recursive:
+        elif not arguments.recursive and _is(path, stat.S_ISDIR):
             tally.failed(Denied(f"{path} is a directory; -r stores the files below it"), path)
         else:
             regular.append((path, name))
@@ -362,12 +362,16 @@ async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch
     return tally.end("put", "stored")
 
 
-def _is_special(path: str) -> bool:
-    """Whether a path is something like a FIFO, of which nobody knows how much will come."""
+def _is(path: str, kind: Callable[[int], bool]) -> bool:
+    """Whether there is something of this kind at a path."""
     try:
-        mode = os.stat(path).st_mode
+        return kind(os.stat(path).st_mode)
     except OSError:
         return False  # who opens it will hear of it
+
+
+def _is_special(mode: int) -> bool:
+    """Whether it is something like a FIFO, of which nobody knows how much will come."""
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
@@ -378,7 +382,7 @@ async def _put_regular(
 
     def files() -> Iterator[tuple[str, bytes]]:
         for path, name in paths:
-            if arguments.recursive and os.path.isdir(path):
+            if arguments.recursive and _is(path, stat.S_ISDIR):
                 yield from tree.walk(path, name, lambda *what: noted.append(what))
             else:
                 yield path, name

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import stat
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
@@ -212,16 +211,18 @@ class Draft:
     replaced. Every method blocks. Raises Exists, Denied, OSError.
     """
 
-    def __init__(self, path: str, replace: bool, *, folder: Callable[[], int] | None = None, shown: str = "") -> None:
+    def __init__(
+        self, path: str, replace: bool, *, folder: Callable[[], int | None] = lambda: None, shown: str = ""
+    ) -> None:
         """`path` counts from the directory whose descriptor `folder` gives; `shown` is how people know it."""
         self._path = path
         self._replace = replace
-        self._folder = folder or (lambda: None)
+        self._folder = folder
         self._shown = shown or path
         parent, name = os.path.split(path)
         # The name is cut so that the temporary's is not too long where the target's is just long enough.
         short = os.fsencode(name)[: MAX_ENTRY - 32].decode("utf-8", "ignore")
-        self._temporary = os.path.join(parent, f".{short}.{secrets.token_hex(4)}.pfsd")
+        self._temporary = os.path.join(parent, f".{short}.{os.urandom(4).hex()}.pfsd")
         self._fd = -1
 
     def check(self) -> None:

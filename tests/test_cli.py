@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -426,13 +427,15 @@ def stalled_daemon(path: Path) -> Iterator[threading.Event]:
     listener.listen()
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rb") as lines:
+        asking, _ = listener.accept()
+        with asking, asking.makefile("rb") as lines:
             file = b"id=1 status=ready size=9 stored=9 parts=1 created=1 name=n"
             tag = lines.readline().split()[0]
-            connection.sendall(tag + b" FILE " + file + b"\n" + tag + b" OK stat id=1 etag=e-1\n")
+            asking.sendall(tag + b" FILE " + file + b"\n" + tag + b" OK stat id=1 etag=e-1\n")
+            fetching, _ = listener.accept()
+        with fetching, fetching.makefile("rb") as lines:
             tag = lines.readline().split()[0]
-            connection.sendall(tag + b" DATA 3\nabc")
+            fetching.sendall(tag + b" DATA 3\nabc")
             stalled.set()
             lines.read()
 
@@ -452,6 +455,9 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
     with stalled_daemon(tmp_path / "socket") as stalled:
         client = start(f"--server=unix:{tmp_path}/socket", "get", "n", cwd=here)
         assert stalled.wait(PATIENCE_SECONDS)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not os.listdir(here) and time.monotonic() < until:
+            pass  # what was sent is still on its way into the temporary
         assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
         client.send_signal(number)
         assert client.wait(PATIENCE_SECONDS) == code
