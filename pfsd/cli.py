@@ -253,7 +253,7 @@ def _run(program: Coroutine[Any, Any, int]) -> int:
 
 
 async def _client(arguments: argparse.Namespace, token: str | None) -> int:
-    from pfsd import console, shell
+    from pfsd import console
     from pfsd.client import DEFAULT_ADDRESS, Client
 
     task = asyncio.current_task()
@@ -267,6 +267,8 @@ async def _client(arguments: argparse.Namespace, token: str | None) -> int:
     async with await Client.connect(address, token) as client:
         if hasattr(arguments, "run"):
             return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
+    from pfsd import shell
+
     return await shell.run(partial(Client.connect, address, token), as_json=arguments.json, quiet=arguments.quiet)
 
 

@@ -20,17 +20,17 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pfsd import protocol, results
 from pfsd.aio import finish
 from pfsd.errors import Corrupt, Partial, PfsdError, UsageError
-from pfsd.exchange import Buffer, CannotConnect, ConnectionLost, Exchange, Multiplexer
+from pfsd.exchange import CLOSE_SECONDS, Buffer, CannotConnect, ConnectionLost, Exchange, Multiplexer
 from pfsd.protocol import MAX_FRAME, Reply, Value, Word
 from pfsd.results import (
     BadPart,
@@ -41,6 +41,7 @@ from pfsd.results import (
     FileInfo,
     FileStat,
     Hello,
+    Outcome,
     PartInfo,
     Renamed,
     Retrieved,
@@ -48,6 +49,9 @@ from pfsd.results import (
     VerifyReport,
 )
 from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, write_all
+
+if TYPE_CHECKING:
+    from pfsd import bulk
 
 __all__ = [
     "BadPart",
@@ -63,6 +67,7 @@ __all__ = [
     "FileRef",
     "FileStat",
     "Hello",
+    "Outcome",
     "PartInfo",
     "Progress",
     "Renamed",
@@ -78,6 +83,7 @@ FileRef = int | str | bytes
 Name = str | bytes
 Words: TypeAlias = Sequence[Word]
 Rows: TypeAlias = list[Reply]  # named, because inside `Client` the word list is a command
+Result = TypeVar("Result")
 #: Called with the bytes done so far and the total, None while that is unknown.
 Progress = Callable[[int, int | None], None]
 
@@ -92,8 +98,10 @@ CONNECT_SECONDS = 10.0
 class Client:
     """A connection to a daemon; an async context manager that closes it."""
 
-    def __init__(self, line: Multiplexer) -> None:
+    def __init__(self, line: Multiplexer, address: str, token: str | None) -> None:
         self._line = line
+        self._address = address
+        self._token = token
 
     @classmethod
     async def connect(cls, address: str = DEFAULT_ADDRESS, token: str | None = None) -> Client:
@@ -101,7 +109,7 @@ class Client:
 
         Raises UsageError for an address of another form, CannotConnect when nobody answers, AuthError.
         """
-        client = cls(await _open(address))
+        client = cls(await _open(address), address, token)
         try:
             if token is not None:
                 await client._ask("auth", [Word(_bytes(token), quoted=True)])
@@ -203,7 +211,59 @@ class Client:
         words = [Word(os.fsencode(path), quoted=True)]
         return results.stored_file(await self._watched("put", words, options, [], progress))
 
+    async def put_many(
+        self,
+        files: Iterable[tuple[str | os.PathLike[str], Name]],
+        *,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> AsyncIterator[Outcome[StoredFile]]:
+        """Store regular files, pairs of a path and a name, and yield what became of each as it is known.
+
+        For many files or big ones: they travel over a connection of their own, a multiple as fast as by `put`, and
+        memory does not grow with their number or size. `files` is iterated in a thread, and no further than what is
+        sent. The error of one file is an outcome; only ConnectionLost is raised. Whoever leaves early, with
+        `aclose`, gives up what is on its way: of each file all is stored, or nothing.
+        """
+        from pfsd import bulk
+
+        uploads = bulk.Uploads(self._link(), replace=replace)
+        steps = uploads.run((os.fspath(path), _bytes(name)) for path, name in files)
+        async with aclosing(_stepwise(uploads, steps, progress)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
     # --- retrieve ---
+
+    async def get_many(
+        self,
+        files: Iterable[tuple[FileRef, Name]],
+        folder: str | os.PathLike[str],
+        *,
+        replace: bool = False,
+        sync: bool = False,
+        progress: Progress | None = None,
+    ) -> AsyncIterator[Outcome[Retrieved]]:
+        """Write files to paths below a directory, and yield what became of each as it is known.
+
+        `files` are pairs of a file and a relative path. Directories are made where they are missing; each file
+        appears whole or not at all. An absolute path, or one with empty, `.` or `..` components, is Denied, and
+        no symlink below `folder` is followed. All else is as with `put_many`. OSError when there is no `folder`.
+        """
+        from pfsd import bulk
+
+        downloads = bulk.Downloads(self._link(), os.fspath(folder), replace=replace, sync=sync)
+        steps = downloads.run((_file(file), _bytes(path)) for file, path in files)
+        async with aclosing(_stepwise(downloads, steps, progress)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+    def _link(self) -> Callable[[], bulk.Link]:
+        """Opens a further connection like this one, for a thread."""
+        from pfsd import bulk
+
+        token = None if self._token is None else _bytes(self._token)
+        return partial(bulk.Link, parse_address(self._address), token)
 
     def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
         """The content of a file, or of a range of it, which is cut short where the file ends.
@@ -502,6 +562,32 @@ async def _drain(
             if progress is not None:
                 progress(done, total)
         return download.retrieved
+
+
+async def _stepwise(
+    transfers: bulk.Uploads | bulk.Downloads, steps: Iterator[list[Outcome[Result]]], progress: Progress | None
+) -> AsyncGenerator[Outcome[Result], None]:
+    """What transfers yield, step by step in a thread; whoever leaves early aborts them."""
+    step: asyncio.Future[list[Outcome[Result]] | None] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(in_thread(next, steps, None))
+            await asyncio.wait({step})
+            outcomes = step.result()
+            if progress is not None:
+                progress(transfers.bytes, None)
+            if outcomes is None:
+                return
+            for outcome in outcomes:
+                yield outcome
+    finally:
+        if step is not None and not step.done():
+            transfers.abort()
+            # A thread that hangs in a read is left behind.
+            await finish(asyncio.ensure_future(asyncio.wait({step}, timeout=CLOSE_SECONDS)))
+        if step is not None and step.done():
+            step.exception()  # seen
+            steps.close()  # type: ignore[attr-defined]
 
 
 # --- addresses, words and fields ----------------------------------------------------------------

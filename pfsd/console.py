@@ -13,17 +13,16 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pfsd import protocol
-from pfsd.aio import Window
+from pfsd import protocol, tree
 from pfsd.client import (
     CannotConnect,
     Client,
-    ConnectionLost,
     DamagedCopy,
     FileInfo,
     FileRef,
@@ -35,6 +34,7 @@ from pfsd.client import (
 )
 from pfsd.errors import (
     Corrupt,
+    Denied,
     FieldValue,
     NotFound,
     Partial,
@@ -48,8 +48,6 @@ from pfsd.errors import (
 from pfsd.progress import Printer, Watch
 
 DONE, FAILED, USAGE, PARTIAL, NOT_FOUND, CANNOT_CONNECT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
-#: Files that `put` sends side by side: enough for the daemon to store many small ones in one go.
-PUTS_AT_ONCE = 16
 
 Facts = Mapping[str, Any]
 
@@ -104,6 +102,13 @@ class Output:
         """Show that something was done; with --quiet, or without a text for people, only as JSON."""
         if self.as_json or (text and not self.quiet):
             self.row(kind, facts, text)
+
+    def note(self, kind: str, facts: Facts, text: str) -> None:
+        """Tell something that is no result and no error, on stderr."""
+        if self.as_json:
+            self._print(self._object(kind, facts) + "\n")
+        elif not self.quiet:
+            self._print_error(f"pfsd: {text}\n")
 
     def error(self, error: PfsdError, about: str = "") -> None:
         """Show an error in one line: its code, what it is about, its message."""
@@ -198,13 +203,17 @@ def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
 
     put = add("put", _put, "store files; several are sent side by side")
     put.add_argument("files", nargs="+", metavar="FILE", help="a local path; - is standard input")
-    put.add_argument("--name", help="what it is called in the store (default: last component of the path)")
+    put.add_argument(
+        "--name", help="its name in the store, or the beginning of all names below it (default: last component)"
+    )
     put.add_argument("--replace", action="store_true", help="replace a stored file of that name")
+    put.add_argument("-r", "--recursive", action="store_true", help="of a directory, store every regular file below it")
 
     get = add("get", _get, "retrieve a file; it appears whole or not at all")
     _add_file(get, nargs=None)
     get.add_argument("target", nargs="?", metavar="TARGET", help="a local path (default: its name); - is stdout")
     get.add_argument("--replace", action="store_true", help="replace a regular file at TARGET")
+    get.add_argument("-r", "--recursive", action="store_true", help="all files FILE/..., to below the directory TARGET")
     get.add_argument("--offset", type=_number, default=0, metavar="BYTES", help="begin here")
     get.add_argument("--length", type=_number, metavar="BYTES", help="retrieve this many bytes")
     get.add_argument("--sync", action="store_true", help="have it on the disk before it appears, power loss or not")
@@ -266,49 +275,161 @@ async def run(client: Client, arguments: argparse.Namespace, out: Output, watch:
         return exit_code(error)
 
 
+class _Tally:
+    """What became of the files of one command. Of single files (not `whole`) each is told, of a directory the sum."""
+
+    def __init__(self, out: Output, whole: bool) -> None:
+        self._out = out
+        self._whole = whole
+        self.codes: list[int] = []  # of those that failed
+        self.files = self.size = self.kept = self.passed_over = 0
+
+    def progress(self) -> str:
+        """How many are done, for people."""
+        return f"{self.files + len(self.codes)} files"
+
+    def stored(self, file: StoredFile) -> None:
+        """A file was stored."""
+        self.files, self.size, self.kept = self.files + 1, self.size + file.size, self.kept + file.stored
+        if self._out.as_json:
+            self._out.done("put", asdict(file))
+        elif not self._whole:
+            size, kept = show_size(file.size), show_size(file.stored)
+            self._out.done("put", {}, f"{show_name(file.name)}: stored as {file.id}, {size}, {kept} kept")
+
+    def retrieved(self, file: Retrieved, target: str) -> None:
+        """A file was written to a local path."""
+        self.files, self.size = self.files + 1, self.size + file.transferred
+        path = os.fsencode(target)
+        if self._out.as_json:
+            self._out.done("get", asdict(file) | {"target": path})
+        elif not self._whole:
+            self._out.done(
+                "get", {}, f"{show_name(file.name)}: {show_size(file.transferred)} written to {show_name(path)}"
+            )
+
+    def failed(self, error: RequestError, about: str) -> None:
+        """A file could not be transferred."""
+        self._out.error(error, about)
+        self.codes.append(exit_code(error))
+
+    def pass_over(self, path: str, why: str | RequestError) -> None:
+        """Something in a directory is no regular file, or cannot be read."""
+        if isinstance(why, RequestError):
+            self.failed(why, path)
+            return
+        self.passed_over += 1
+        self._out.note(
+            "skipped", {"about": os.fsencode(path), "is": why}, f"{show_name(os.fsencode(path))} is {why}: skipped"
+        )
+
+    def end(self, command: str, did: str) -> int:
+        """Show the sum, if each file was not told; the exit code."""
+        if self._whole:
+            facts = {"command": command, "files": self.files, "size": self.size}
+            facts |= {"failed": len(self.codes), "skipped": self.passed_over}
+            text = f"{self.files} files, {show_size(self.size)} {did}"
+            if command == "put":
+                facts, text = facts | {"stored": self.kept}, f"{text}, {show_size(self.kept)} kept"
+            text += f", {len(self.codes)} failed" if self.codes else ""
+            text += f", {self.passed_over} skipped" if self.passed_over else ""
+            self._out.done("summary", facts, text)
+        if not self.codes:
+            return DONE
+        return PARTIAL if self.files else self.codes[0]
+
+
 async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
     paths: list[str] = arguments.files
     if len(paths) > 1 and (arguments.name is not None or "-" in paths):
         raise UsageError("--name and - go with one FILE only")
     if paths == ["-"] and arguments.name is None:
         raise UsageError("standard input has no name: put - --name NAME")
-    codes: list[int] = []
-
-    async def put_one(path: str) -> None:
-        name = path_name(path) if arguments.name is None else os.fsencode(arguments.name)
-        try:
-            with watch(show_name(name)) as progress:
-                stored = await _put_file(client, path, name, arguments.replace, progress)
-        except ConnectionLost:
-            raise
-        except RequestError as error:
-            out.error(error, path)
-            codes.append(exit_code(error))
+    names = [path_name(path) if arguments.name is None else os.fsencode(arguments.name) for path in paths]
+    tally = _Tally(out, arguments.recursive)
+    regular: list[tuple[str, bytes]] = []
+    for path, name in zip(paths, names, strict=True):
+        if path == "-" or _is(path, _is_special):
+            await _put_stream(client, path, name, arguments.replace, tally, watch)
+        elif not arguments.recursive and _is(path, stat.S_ISDIR):
+            tally.failed(Denied(f"{path} is a directory; -r stores the files below it"), path)
         else:
-            codes.append(DONE)
-            size, kept = show_size(stored.size), show_size(stored.stored)
-            out.done("put", asdict(stored), f"{show_name(stored.name)}: stored as {stored.id}, {size}, {kept} kept")
-
-    async with Window(PUTS_AT_ONCE) as window:
-        for path in paths:
-            await window.start(put_one(path))
-    failed = [code for code in codes if code != DONE]
-    if not failed:
-        return DONE
-    return PARTIAL if len(failed) < len(codes) else failed[0]
+            regular.append((path, name))
+    if regular:
+        await _put_regular(client, regular, arguments, tally, watch)
+    if arguments.recursive and not tally.files and not tally.codes:
+        raise NotFound(f"there is no regular file below {', '.join(paths)}; nothing was stored")
+    return tally.end("put", "stored")
 
 
-async def _put_file(client: Client, path: str, name: bytes, replace: bool, progress: Progress | None) -> StoredFile:
-    source: Source = Path(path)
-    size = None
+def _is(path: str, kind: Callable[[int], bool]) -> bool:
+    """Whether there is something of this kind at a path."""
     try:
+        return kind(os.stat(path).st_mode)
+    except OSError:
+        return False  # who opens it will hear of it
+
+
+def _is_special(mode: int) -> bool:
+    """Whether it is something like a FIFO, of which nobody knows how much will come."""
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+async def _put_regular(
+    client: Client, paths: list[tuple[str, bytes]], arguments: argparse.Namespace, tally: _Tally, watch: Watch
+) -> None:
+    noted: list[tuple[str, str | RequestError]] = []  # by the thread that walks
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for path, name in paths:
+            if arguments.recursive and _is(path, stat.S_ISDIR):
+                yield from tree.walk(path, name, lambda *what: noted.append(what))
+            else:
+                yield path, name
+
+    def tell() -> None:
+        while noted:
+            tally.pass_over(*noted.pop(0))
+
+    single = len(paths) == 1 and not arguments.recursive
+    with watch(show_name(paths[0][1]) if single else tally.progress) as progress:
+        total = _size_of(paths[0][0]) if single else None
+        report = None if progress is None else partial(_of_total, progress, total)
+        async for outcome in client.put_many(files(), replace=arguments.replace, progress=report):
+            tell()
+            if outcome.result is not None:
+                tally.stored(outcome.result)
+            elif outcome.error is not None:
+                tally.failed(outcome.error, outcome.path)
+        tell()
+
+
+def _of_total(progress: Progress, total: int | None, done: int, _: int | None) -> None:
+    progress(done, total)
+
+
+def _size_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+async def _put_stream(client: Client, path: str, name: bytes, replace: bool, tally: _Tally, watch: Watch) -> None:
+    """Store what comes from standard input, a FIFO or a device."""
+    try:
+        source: Source = Path(path)
+        size = None
         if path == "-":
             # Not sys.stdin: its lock would be held by a thread that hangs in a read.
             source = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115, ASYNC230
             size = _rest_of(source.fileno())
-        return await client.put(source, name, replace=replace, size=size, progress=progress)
+        with watch(show_name(name)) as progress:
+            tally.stored(await client.put(source, name, replace=replace, size=size, progress=progress))
     except OSError as error:
-        raise from_os_error(error, f"reading {path}") from None
+        tally.failed(from_os_error(error, f"reading {path}"), path)
+    except RequestError as error:
+        tally.failed(error, path)
 
 
 def _rest_of(descriptor: int) -> int | None:
@@ -328,10 +449,75 @@ def path_name(path: str) -> bytes:
 
 
 async def _get(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    ranged = arguments.offset or arguments.length is not None or arguments.zero_damage
+    if arguments.recursive:
+        if ranged or arguments.target == "-":
+            raise UsageError("-r retrieves whole files to a directory: no -, --offset, --length, --zero-damage")
+        return await _get_tree(client, arguments, out, watch)
     if arguments.target == "-":
         out.to_stderr()
     file = (await client.stat(_ref(arguments.file, arguments))).file
     target = arguments.target or _default_target(file)
+    if target == "-" or ranged:
+        return await _get_stream(client, file, target, arguments, out, watch)
+    tally = _Tally(out, whole=False)
+    folder, name = os.path.split(target)
+    if name in ("", ".", ".."):
+        raise Denied(f"{target} does not name a file")
+    with watch(show_name(file.name)) as progress:
+        await _get_regular(client, [(file.id, name)], folder, file.size, arguments, tally, progress)
+    return tally.end("get", "written")
+
+
+async def _get_tree(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    prefix = os.fsencode(arguments.file).rstrip(b"/") + b"/"
+    target = arguments.target or _local_name(prefix[:-1], prefix)
+    pattern = re.sub(rb"([*?\[])", rb"[\1]", prefix) + b"*"
+    files, total = [], 0
+    async for file in client.list(pattern):
+        if file.status in ("ready", "damaged"):
+            files.append((file.id, file.name[len(prefix) :]))
+            total += file.size
+    if not files:
+        raise NotFound(f"no stored file has a name that begins with {show_name(prefix)}")
+    try:
+        os.makedirs(target, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, f"making {target}") from None
+    tally = _Tally(out, whole=True)
+    with watch(tally.progress) as progress:
+        await _get_regular(client, files, target, total, arguments, tally, progress)
+    return tally.end("get", f"written to {show_name(os.fsencode(target))}")
+
+
+async def _get_regular(
+    client: Client,
+    files: Sequence[tuple[FileRef, str | bytes]],
+    folder: str,
+    total: int,
+    arguments: argparse.Namespace,
+    tally: _Tally,
+    progress: Progress | None,
+) -> None:
+    """Write whole files to below a folder."""
+    report = None if progress is None else partial(_of_total, progress, total)
+    options = {"replace": arguments.replace, "sync": arguments.sync}
+    try:
+        async for outcome in client.get_many(files, folder or ".", progress=report, **options):
+            target = os.path.join(folder, outcome.path)
+            if outcome.result is not None:
+                tally.retrieved(outcome.result, target)
+            elif outcome.error is not None:
+                tally.failed(outcome.error, target)
+    except OSError as error:
+        raise from_os_error(error, f"writing below {folder}") from None
+
+
+async def _get_stream(
+    client: Client, file: FileInfo, target: str, arguments: argparse.Namespace, out: Output, watch: Watch
+) -> int:
+    """Retrieve a range, or to standard output, or what is left of a damaged file."""
+    tally = _Tally(out, whole=False)
     try:
         with watch(show_name(file.name)) as progress:
             retrieved = await _get_file(client, file, target, arguments, progress)
@@ -341,10 +527,8 @@ async def _get(client: Client, arguments: argparse.Namespace, out: Output, watch
         raise
     if target == "-":
         out.done("get", asdict(retrieved))
-        return DONE
-    size = show_size(retrieved.transferred)
-    facts = asdict(retrieved) | {"target": os.fsencode(target)}
-    out.done("get", facts, f"{show_name(file.name)}: {size} written to {show_name(os.fsencode(target))}")
+    else:
+        tally.retrieved(retrieved, target)
     return DONE
 
 
@@ -370,9 +554,14 @@ async def _get_file(
 
 
 def _default_target(file: FileInfo) -> str:
-    name = os.fsdecode(file.name.rpartition(b"/")[2])
+    return _local_name(file.name, file.name)
+
+
+def _local_name(path: bytes, shown: bytes) -> str:
+    """The last component of a stored name, as a local name."""
+    name = os.fsdecode(path.rpartition(b"/")[2])
     if name in ("", ".", "..", "-"):
-        raise UsageError(f"{show_name(file.name)} makes no local file name; name a TARGET")
+        raise UsageError(f"{show_name(shown)} makes no local file name; name a TARGET")
     return name
 
 

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 Printer = Callable[[str], None]
 
 
+#: What is being transferred; asked again whenever it is shown, if it is a function.
+What = str | Callable[[], str]
+
+
 class Watch(Protocol):
     """Called with what is being transferred; the callback is None when nobody looks."""
 
-    def __call__(self, what: str, /) -> AbstractContextManager[Progress | None]: ...
+    def __call__(self, what: What, /) -> AbstractContextManager[Progress | None]: ...
 
 
-def unwatched(what: str, /) -> AbstractContextManager[Progress | None]:
+def unwatched(what: What, /) -> AbstractContextManager[Progress | None]:
     """A `Watch` that shows nothing."""
     return nullcontext()
 
@@ -46,18 +50,19 @@ class Bars:
         self._display.stop()
 
     @contextmanager
-    def _bar(self, what: str) -> Iterator[Progress]:
-        task = self._display.add_task(what, total=None)
+    def _bar(self, what: What) -> Iterator[Progress]:
+        describe = what if callable(what) else lambda: what
+        task = self._display.add_task(describe(), total=None)
 
         def show(done: int, total: int | None) -> None:
-            self._display.update(task, completed=done, total=total)
+            self._display.update(task, completed=done, total=total, description=describe())
 
         try:
             yield show
         finally:
             self._display.remove_task(task)
 
-    def __call__(self, what: str, /) -> AbstractContextManager[Progress]:
+    def __call__(self, what: What, /) -> AbstractContextManager[Progress]:
         return self._bar(what)
 
     def refresh(self) -> None:

@@ -424,6 +424,13 @@ def parse_reply(line: bytes) -> Reply | None:
     word, _, rest = rest.partition(b" ")
     name = ""
     fields: dict[str, bytes] = {}
+    if b'"' not in rest and b"\t" not in rest:  # most lines by far, and they come by the thousand
+        for piece in rest.split(b" "):
+            if found := _KEY.match(piece):
+                fields[found[1].decode().lower()] = piece[found.end() :]
+            elif piece:
+                name = name or piece.decode("utf-8", "replace")
+        return Reply(word.decode("utf-8", "replace"), name, fields, tag)
     for key, value in _words(rest):
         if key is None:
             name = name or value.value.decode("utf-8", "replace")

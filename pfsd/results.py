@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pfsd import protocol
-from pfsd.errors import Partial
+from pfsd.errors import Partial, RequestError
 from pfsd.exchange import ConnectionLost
 from pfsd.protocol import Reply
 
@@ -146,6 +147,18 @@ class Damage:
     offset: int
     length: int
     seq: int
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Result]):
+    """What became of one file of many: its local path, and either a result or an error."""
+
+    path: str
+    result: Result | None = None
+    error: RequestError | None = None
 
 
 class DamagedCopy(Partial):

@@ -24,6 +24,7 @@ from typing import Any
 from pfsd import console
 from pfsd.client import Client, Progress
 from pfsd.errors import PfsdError, UsageError
+from pfsd.progress import What
 from pfsd.transfer import in_thread
 
 Connect = Callable[[], Awaitable[Client]]
@@ -52,27 +53,28 @@ class Job:
         self.number = number
         self.text = text
         self.task: asyncio.Task[int]
-        self._transfers: dict[object, tuple[int, int | None]] = {}
+        self._transfers: dict[object, str] = {}
 
     @contextmanager
-    def _transfer(self) -> Iterator[Progress]:
+    def _transfer(self, what: What) -> Iterator[Progress]:
         key = object()
 
         def note(done: int, total: int | None) -> None:
-            self._transfers[key] = done, total
+            # A function counts files; a name says no more than the command does.
+            self._transfers[key] = (f"{what()}, " if callable(what) else "") + _share(done, total)
 
         try:
             yield note
         finally:
             self._transfers.pop(key, None)
 
-    def watch(self, what: str, /) -> AbstractContextManager[Progress]:
+    def watch(self, what: What, /) -> AbstractContextManager[Progress]:
         """A `Watch` that only counts."""
-        return self._transfer()
+        return self._transfer(what)
 
     def progress(self) -> str:
         """How far it is, for people; empty when nothing is being transferred."""
-        return ", ".join(_share(done, total) for done, total in self._transfers.values())
+        return ", ".join(self._transfers.values())
 
 
 def _share(done: int, total: int | None) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import stat
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
@@ -205,67 +204,117 @@ def write_all(file: Writable, pieces: Sequence[Buffer]) -> None:
             view = view[len(view) if written is None else written :]
 
 
-class Target:
+class Draft:
     """A local file in the making: a hidden temporary beside it that takes its place when all is written.
 
-    `async with` opens the temporary and, unless `commit` was reached, removes it. The target appears whole or not
-    at all; a symlink, FIFO, device or directory is never written through or replaced.
-    Raises Exists, Denied, OSError.
+    The target appears whole or not at all; a symlink, FIFO, device or directory is never written through or
+    replaced. Every method blocks. Raises Exists, Denied, OSError.
     """
 
-    def __init__(self, path: Path, replace: bool, sync: bool = False) -> None:
+    def __init__(
+        self, path: str, replace: bool, *, folder: Callable[[], int | None] = lambda: None, shown: str = ""
+    ) -> None:
+        """`path` counts from the directory whose descriptor `folder` gives; `shown` is how people know it."""
         self._path = path
         self._replace = replace
-        self._sync = sync
+        self._folder = folder
+        self._shown = shown or path
+        parent, name = os.path.split(path)
         # The name is cut so that the temporary's is not too long where the target's is just long enough.
-        name = os.fsencode(path.name)[: MAX_ENTRY - 32].decode("utf-8", "ignore")
-        self._temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.pfsd")
+        short = os.fsencode(name)[: MAX_ENTRY - 32].decode("utf-8", "ignore")
+        self._temporary = os.path.join(parent, f".{short}.{os.urandom(4).hex()}.pfsd")
         self._fd = -1
 
-    async def __aenter__(self) -> Target:
-        self._check()
+    def check(self) -> None:
+        """Raise what keeps the target from being written."""
+        if not os.path.basename(self._path):
+            raise Denied(f"{self._shown} does not name a file")
+        try:
+            mode = os.lstat(self._path, dir_fd=self._folder()).st_mode
+        except FileNotFoundError:
+            return
+        if not stat.S_ISREG(mode):
+            raise Denied(f"{self._shown} is not a regular file and is left alone")
+        if not self._replace:
+            raise self._taken()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be written to."""
+        return self._fd >= 0
+
+    def open(self) -> None:
+        """Make the temporary."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._fd = os.open(self._temporary, flags, 0o666)
-        self._file = open(self._fd, "wb", buffering=0)  # noqa: SIM115, ASYNC230
+        self._fd = os.open(self._temporary, flags, 0o666, dir_fd=self._folder())
+
+    def write(self, content: Buffer) -> None:
+        """Append."""
+        written = os.write(self._fd, content)
+        while written < len(content):
+            written += os.write(self._fd, memoryview(content)[written:])
+
+    def commit(self, sync: bool = False) -> None:
+        """Put the temporary in the target's place; with `sync` all its bytes on the disk first."""
+        if sync:
+            os.fdatasync(self._fd)
+        where = self._folder()
+        if self._replace:
+            self.check()
+            os.replace(self._temporary, self._path, src_dir_fd=where, dst_dir_fd=where)
+            self._close()
+            return
+        try:
+            # Unlike a rename, a link never replaces a file that came in between.
+            os.link(self._temporary, self._path, src_dir_fd=where, dst_dir_fd=where, follow_symlinks=False)
+        except FileExistsError:
+            raise self._taken() from None
+        except OSError:  # a file system without hard links
+            self.check()
+            os.rename(self._temporary, self._path, src_dir_fd=where, dst_dir_fd=where)
+            self._close()
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary, if there is one."""
+        if self.is_open:
+            self._close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary, dir_fd=self._folder())
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def _taken(self) -> Exists:
+        return Exists(f"{self._shown} exists already and is kept; ask for it to be replaced, or name another target")
+
+
+class Target:
+    """A `Draft` for use in an event loop: `async with` opens it and, unless `commit` was reached, removes it."""
+
+    def __init__(self, path: Path, replace: bool, sync: bool = False) -> None:
+        self._draft = Draft(str(path), replace)
+        self._sync = sync
+
+    async def __aenter__(self) -> Target:
+        self._draft.check()
+        self._draft.open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._temporary.unlink()
+        self._draft.discard()
 
     async def write(self, pieces: Sequence[Buffer]) -> None:
         """Append."""
         # Waited for even when cancelled: the descriptor must not be closed under a write.
-        await finish(in_thread(write_all, self._file, pieces))
+        await finish(in_thread(self._write, pieces))
+
+    def _write(self, pieces: Sequence[Buffer]) -> None:
+        for piece in pieces:
+            self._draft.write(piece)
 
     async def commit(self) -> None:
-        """Put the temporary in the target's place; with `sync` all its bytes on the disk first."""
-        if self._sync:
-            await finish(in_thread(os.fdatasync, self._fd))
-        self._check()
-        if self._replace:
-            os.replace(self._temporary, self._path)
-            return
-        try:
-            # Unlike a rename, a link never replaces a file that came in between.
-            os.link(self._temporary, self._path, follow_symlinks=False)
-        except FileExistsError:
-            raise self._taken() from None
-        except OSError:  # a file system without hard links
-            os.rename(self._temporary, self._path)
-
-    def _check(self) -> None:
-        if not self._path.name:
-            raise Denied(f"{self._path} does not name a file")
-        try:
-            mode = os.lstat(self._path).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISREG(mode):
-            raise Denied(f"{self._path} is not a regular file and is left alone")
-        if not self._replace:
-            raise self._taken()
-
-    def _taken(self) -> Exists:
-        return Exists(f"{self._path} exists already and is kept; ask for it to be replaced, or name another target")
+        """Put it in the target's place."""
+        await finish(in_thread(self._draft.commit, self._sync))

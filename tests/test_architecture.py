@@ -29,8 +29,9 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer"},
+    {"exchange", "transfer", "tree"},
     {"results"},
+    {"bulk"},
     {"client"},
     {"progress"},
     {"console"},
@@ -58,6 +59,8 @@ CLIENT_MAY_IMPORT = {
     "transfer",
     "console",
     "results",
+    "bulk",
+    "tree",
 }
 
 

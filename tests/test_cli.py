@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -317,6 +318,118 @@ def test_what_is_imported_stays_small() -> None:
     assert not heavy & set(loaded.split())
 
 
+# --- directories --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(here: Path) -> dict[str, bytes]:
+    """A directory `photos` of some files, and their contents by the path from there."""
+    contents = {f"{year}/{number}.raw": os.urandom(number * 1000) for year in ("2023", "2024") for number in range(20)}
+    contents["big [1].raw"] = os.urandom(3 << 20)
+    for name, content in contents.items():
+        path = Path("photos", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    Path("photos/empty").mkdir()
+    return contents
+
+
+def everything(folder: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_a_directory_goes_there_and_back(run: Run, photos: dict[str, bytes]) -> None:
+    code, out, err = run("put", "-r", "photos/")
+    assert (code, err) == (0, "")
+    assert out.startswith("41 files, 3.4 MiB stored, 3.4 MiB kept") and out.count("\n") == 1
+    assert run("list")[1].count("\tphotos/") == 41
+    code, out, err = run("get", "-r", "photos", "copy/of")
+    assert (code, out, err) == (0, "41 files, 3.4 MiB written to copy/of\n", "")
+    assert everything("copy/of") == photos
+    assert not Path("copy/of/empty").exists()
+
+
+def test_a_prefix_of_ones_own_and_the_default_target(run: Run, photos: dict[str, bytes]) -> None:
+    assert run("put", "--recursive", "photos", "--name", "a/b[*]")[0] == 0
+    assert run("put", "-r", "photos", "--name", "a/bx")[0] == 0
+    assert run("get", "--recursive", "a/b[*]/")[0] == 0
+    assert everything("b[*]") == photos
+
+
+def test_json_of_a_directory_has_an_object_for_each_file_and_one_for_all(run: Run, photos: dict[str, bytes]) -> None:
+    *files, summary = objects(run("put", "-r", "photos", "--json")[1])
+    assert {(file["type"], file["name"]) for file in files} == {("put", f"photos/{name}") for name in photos}
+    size = sum(map(len, photos.values()))
+    expected = {"type": "summary", "command": "put", "files": 41, "size": size, "failed": 0, "skipped": 0}
+    assert expected.items() <= summary.items() and summary["stored"] <= size
+    *files, summary = objects(run("get", "-r", "photos", "copy", "--json")[1])
+    assert {(file["type"], file["target"]) for file in files} == {("get", f"copy/{name}") for name in photos}
+    assert summary == expected | {"command": "get"}
+
+
+def test_what_is_no_file_is_skipped_in_a_line_each(run: Run) -> None:
+    Path("d/e").mkdir(parents=True)
+    Path("d/link").symlink_to("e")
+    os.mkfifo("d/e/pipe")
+    code, out, err = run("put", "-r", "d")
+    assert (code, out) == (4, "")
+    assert sorted(err.splitlines())[:2] == ["pfsd: d/e/pipe is a FIFO: skipped", "pfsd: d/link is a symlink: skipped"]
+    assert "nothing was stored" in err
+    Path("d/file").touch()
+    code, out, err = run("put", "-r", "d")
+    assert (code, out) == (0, "1 files, 0 B stored, 0 B kept, 2 skipped\n")
+    assert err.count("\n") == 2
+    (skipped, _) = [
+        each for each in objects(run("put", "-r", "d", "--replace", "--json")[1]) if each["type"] == "skipped"
+    ]
+    assert skipped["is"] in ("a FIFO", "a symlink")
+
+
+def test_what_fails_in_a_directory_is_told_and_the_rest_is_done(run: Run, photos: dict[str, bytes]) -> None:
+    run("put", "photos/2023/1.raw", "--name", "photos/2023/1.raw")
+    code, out, err = run("put", "-r", "photos", "none")
+    assert code == 3
+    assert out.startswith("40 files, ") and out.endswith(", 2 failed\n")
+    assert sorted(line.split(": ")[1] for line in err.splitlines()) == ["exists", "not-found"]
+    Path("copy/2024").mkdir(parents=True)
+    Path("copy/2024/3.raw").write_text("mine")
+    Path("copy/2023").symlink_to("2024")
+    code, out, err = run("get", "-r", "photos", "copy")
+    assert code == 3
+    assert out == "20 files, 3.2 MiB written to copy, 21 failed\n"
+    assert sorted({line.split(": ")[1] for line in err.splitlines()}) == ["denied", "exists"]
+    assert Path("copy/2024/3.raw").read_text() == "mine"
+    Path("copy/2023").unlink()
+    assert run("get", "-r", "photos", "copy", "--replace")[0] == 0
+    assert everything("copy") == photos
+
+
+def test_a_directory_of_stored_names_never_leads_out_of_the_target(run: Run) -> None:
+    Path("a").write_text("a")
+    names = ["d/../out", "d//out", "d/./out", "d/x/", "d/ok", "dd/out", "/d/out"]
+    for name in names:
+        assert run("put", "a", "--name", name)[0] == 0
+    code, out, err = run("get", "-r", "d", "target")
+    assert code == 3 and out.startswith("1 files, ")
+    assert err.count("pfsd: denied: ") == err.count("\n") == 4
+    assert everything(".") == {"a": b"a", "target/ok": b"a"}
+    assert run("get", "-r", "d", "other", "--quiet")[1] == ""
+
+
+def test_wrong_use_of_directories(run: Run, photos: dict[str, bytes]) -> None:
+    code, _, err = run("put", "photos")
+    assert code == 1 and "-r stores the files below it" in err
+    assert run("get", "-r", "nothing")[0] == 4
+    assert run("get", "-r", "photos", "-")[0] == 2
+    assert run("get", "-r", "photos", "x", "--offset", "1")[0] == 2
+    assert run("put", "-r", ".")[0] == 2
+    run("put", "-r", "photos", "--name", "..")
+    assert run("get", "-r", "..")[0] == 2
+    Path("file").touch()
+    code, _, err = run("get", "-r", "..", "file")
+    assert code == 1 and err.startswith("pfsd: io: making file: ")
+
+
 # --- pipes and signals --------------------------------------------------------------------------
 
 
@@ -426,13 +539,15 @@ def stalled_daemon(path: Path) -> Iterator[threading.Event]:
     listener.listen()
 
     def serve() -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rb") as lines:
+        asking, _ = listener.accept()
+        with asking, asking.makefile("rb") as lines:
             file = b"id=1 status=ready size=9 stored=9 parts=1 created=1 name=n"
             tag = lines.readline().split()[0]
-            connection.sendall(tag + b" FILE " + file + b"\n" + tag + b" OK stat id=1 etag=e-1\n")
+            asking.sendall(tag + b" FILE " + file + b"\n" + tag + b" OK stat id=1 etag=e-1\n")
+            fetching, _ = listener.accept()
+        with fetching, fetching.makefile("rb") as lines:
             tag = lines.readline().split()[0]
-            connection.sendall(tag + b" DATA 3\nabc")
+            fetching.sendall(tag + b" DATA 3\nabc")
             stalled.set()
             lines.read()
 
@@ -452,6 +567,9 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
     with stalled_daemon(tmp_path / "socket") as stalled:
         client = start(f"--server=unix:{tmp_path}/socket", "get", "n", cwd=here)
         assert stalled.wait(PATIENCE_SECONDS)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not os.listdir(here) and time.monotonic() < until:
+            pass  # what was sent is still on its way into the temporary
         assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
         client.send_signal(number)
         assert client.wait(PATIENCE_SECONDS) == code

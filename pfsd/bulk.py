@@ -1,0 +1,574 @@
+"""Many files, or big ones, over a connection of their own, by blocking calls of one thread.
+
+`Uploads` and `Downloads` are generators: each step works for a moment and gives the outcomes since the last. One
+thread that reads files and talks to the socket by turns costs a fraction of tasks, queues and a thread for each
+file, and memory stays at a few buffers: small files are gathered into one write, big ones go from file to socket
+inside the kernel, and what is received is written to its file from the buffer it came in.
+
+Knows the protocol, files and sockets; never the event loop, apart from `abort`, which any thread may call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pfsd import protocol, results
+from pfsd.errors import Changed, Denied, PfsdError, RequestError, from_os_error
+from pfsd.exchange import Buffer, CannotConnect, ConnectionLost
+from pfsd.protocol import MAX_FRAME, MAX_UNTERMINATED, Reply, Word
+from pfsd.results import Outcome, Retrieved, StoredFile
+from pfsd.transfer import Draft
+from pfsd.tree import Folders, local_path
+
+#: Requests on their way. The daemon works on 64 of a connection at once; the next ones should be there already.
+WINDOW = 256
+#: Requests are sent again when so few are left: in groups, as each write has its price.
+REFILL = 192
+#: Bytes of small files gathered before they are sent. More would not stay in a core's cache.
+BATCH = 256 << 10
+#: Files up to this size are gathered; from here on a call to the system for each costs less than a copy.
+SMALL = 128 << 10
+#: Bytes of a big file sent before answers are looked for.
+CHUNK = 4 << 20
+#: What is sent of a big file only when all before is out and the file is seen not to have changed.
+TAIL = 64 << 10
+#: Room for what is received: several frames of small files, and still in a core's cache.
+ROOM = 512 << 10
+#: Outcomes are handed out at least so often, for those who watch, and at most in such groups.
+STEP_SECONDS = 0.1
+STEP_FILES = 256
+#: A connection to a machine that is up takes milliseconds.
+CONNECT_SECONDS = 10.0
+
+Address = Path | tuple[str, int]
+Result = TypeVar("Result")
+
+
+# --- the connection -----------------------------------------------------------------------------
+
+
+class Link:
+    """A connection for one thread: lines and content out of one buffer, sending that never blocks receiving."""
+
+    def __init__(self, where: Address, token: bytes | None) -> None:
+        """Connect, and show the token. Raises CannotConnect, AuthError."""
+        self._socket = _connect(where)
+        self._view = memoryview(bytearray(ROOM))
+        self._begin = self._end = 0  # of what was received and not taken
+        self._poll = select.poll()
+        try:
+            if token is not None:
+                self._authenticate(token)
+        except BaseException:
+            self.close()
+            raise
+
+    def _authenticate(self, token: bytes) -> None:
+        self.send(protocol.format_request("auth", (Word(token, quoted=True),)), lambda: None)
+        while (line := self.line()) is None:
+            self.fill()
+        reply = protocol.parse_reply(line)
+        if reply is not None and reply.word == "ERR":
+            raise reply.error()
+
+    def abort(self) -> None:
+        """End the connection from any thread: whoever waits for it gets ConnectionLost."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Send no more: requests that are complete are answered, one that is cut short stores nothing."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close the connection; what still runs on it is given up."""
+        self._socket.close()
+
+    # --- sending ---
+
+    def send(self, content: Buffer, received: Callable[[], None]) -> None:
+        """Send all; `received` is called when something came meanwhile, which must be taken. ConnectionLost."""
+        view = memoryview(content)
+        while len(view):
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                self._make_room(received)
+            except OSError as error:
+                raise _lost(error) from None
+
+    def send_file(self, file: int, offset: int, count: int, received: Callable[[], None]) -> int:
+        """Send a range of an open file; returns the bytes sent, fewer where it ends. OSError is the file's."""
+        end = offset + count
+        at = offset
+        while at < end:
+            try:
+                sent = os.sendfile(self._socket.fileno(), file, at, end - at)
+            except BlockingIOError:
+                self._make_room(received)
+                continue
+            except OSError as error:
+                if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT):
+                    raise _lost(error) from None
+                if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                    raise
+                piece = os.pread(file, min(end - at, ROOM), at)  # a file system that cannot do it
+                self.send(piece, received)
+                sent = len(piece)
+            if not sent:
+                break
+            at += sent
+        return at - offset
+
+    def _make_room(self, received: Callable[[], None]) -> None:
+        # The daemon may read no more until its answers are taken.
+        if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+            self.fill()
+            received()
+
+    def _wait(self, events: int) -> int:
+        self._poll.register(self._socket, events)
+        return self._poll.poll()[0][1]
+
+    # --- receiving ---
+
+    def fill(self, wait: bool = True) -> bool:
+        """Receive something; False when nothing is there and `wait` is not set. ConnectionLost at the end."""
+        self._move()
+        while True:
+            try:
+                count = self._socket.recv_into(self._view[self._end :])
+            except BlockingIOError:
+                if not wait:
+                    return False
+                self._wait(select.POLLIN)
+                continue
+            except OSError as error:
+                raise _lost(error) from None
+            if not count:
+                raise ConnectionLost("the daemon closed the connection")
+            self._end += count
+            return True
+
+    def _move(self) -> None:
+        """Make room behind what was received."""
+        held = self._end - self._begin
+        if not held:
+            self._begin = self._end = 0
+        elif self._end > len(self._view) // 2:
+            if held > len(self._view) // 2:
+                if held > MAX_UNTERMINATED:
+                    raise _nonsense()
+                old, self._view = self._view, memoryview(bytearray(2 * len(self._view)))
+                self._view[:held] = old[self._begin : self._end]
+            else:
+                self._view[:held] = bytes(self._view[self._begin : self._end])
+            self._begin, self._end = 0, held
+
+    def line(self) -> bytes | None:
+        """Take a line without its ending; None when no whole one has come."""
+        end = self._view.obj.find(b"\n", self._begin, self._end)  # type: ignore[attr-defined]
+        if end < 0:
+            return None
+        line = bytes(self._view[self._begin : end])
+        self._begin = end + 1
+        return line
+
+    def content(self, most: int) -> memoryview:
+        """Take up to `most` bytes of what has come; valid until the next `fill`."""
+        begin = self._begin
+        self._begin = min(begin + most, self._end)
+        return self._view[begin : self._begin]
+
+
+def _connect(where: Address) -> socket.socket:
+    try:
+        if isinstance(where, Path):
+            connected = socket.socket(socket.AF_UNIX)
+            connected.settimeout(CONNECT_SECONDS)
+            connected.connect(str(where))
+        else:
+            connected = socket.create_connection(where, CONNECT_SECONDS)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        raise CannotConnect(f"no daemon answers at a further connection: {error.strerror or error}") from None
+    connected.setblocking(False)
+    return connected
+
+
+def _lost(error: OSError) -> ConnectionLost:
+    return ConnectionLost(f"the connection to the daemon broke: {error.strerror or error}")
+
+
+def _nonsense() -> ConnectionLost:
+    return ConnectionLost("what answers does not speak this protocol")
+
+
+# --- both directions ----------------------------------------------------------------------------
+
+
+class _Transfers(Generic[Result]):
+    """What uploads and downloads share: a link, tags, and outcomes that wait to be handed out.
+
+    `files` and `bytes` count what is done.
+    """
+
+    def __init__(self, connect: Callable[[], Link]) -> None:
+        self._connect = connect
+        self._link: Link | None = None
+        self._aborted = False
+        self._count = 0
+        self._outcomes: list[Outcome[Result]] = []
+        self._stepped = time.monotonic()
+        self.files = 0
+        self.bytes = 0
+
+    def abort(self) -> None:
+        """Give up, from any thread: the step that runs ends with ConnectionLost."""
+        self._aborted = True
+        if self._link is not None:
+            self._link.abort()
+
+    def _open(self) -> Link:
+        self._link = self._connect()
+        if self._aborted:
+            self._link.abort()
+        return self._link
+
+    def _next_tag(self) -> bytes:
+        self._count += 1
+        return b"%d" % self._count
+
+    def _end_one(self, outcome: Outcome[Result]) -> None:
+        self._outcomes.append(outcome)
+        self.files += 1
+
+    def _due(self) -> bool:
+        return len(self._outcomes) >= STEP_FILES or time.monotonic() - self._stepped >= STEP_SECONDS
+
+    def _taken(self) -> list[Outcome[Result]]:
+        taken, self._outcomes = self._outcomes, []
+        self._stepped = time.monotonic()
+        return taken
+
+
+def _final(reply: Reply) -> Reply:
+    """A final line that has a tag; raises what one without says, which is about the connection."""
+    if reply.tag is None:
+        raise reply.error() if reply.word == "ERR" else _nonsense()
+    return reply
+
+
+def _refusal(error: PfsdError | OSError, doing: str) -> RequestError:
+    """The error of one file; one of the connection goes on."""
+    if isinstance(error, OSError):
+        return from_os_error(error, doing)
+    if not isinstance(error, RequestError):
+        raise error
+    return error
+
+
+# --- uploads ------------------------------------------------------------------------------------
+
+
+class Uploads(_Transfers[StoredFile]):
+    """Stores files. Content goes with its size announced: an upload can be given up only with its connection."""
+
+    def __init__(self, connect: Callable[[], Link], *, replace: bool) -> None:
+        super().__init__(connect)
+        self._options = b" replace=yes" if replace else b""
+        self._waiting: dict[bytes, str] = {}  # tag -> path
+        self._batch = memoryview(bytearray(BATCH + SMALL + protocol.MAX_LINE))
+        self._used = 0  # of the batch
+
+    def run(self, files: Iterable[tuple[str, bytes]]) -> Iterator[list[Outcome[StoredFile]]]:
+        """Store regular files under names. ConnectionLost ends it; every other error is an outcome."""
+        link = self._open()
+        try:
+            for path, name in files:
+                try:
+                    yield from self._store(path, name)
+                except (PfsdError, OSError) as error:
+                    self._end_one(Outcome(path, error=_refusal(error, f"reading {path}")))
+                if len(self._waiting) >= WINDOW:
+                    self._flush()
+                    while len(self._waiting) > REFILL:
+                        self._receive()
+                if self._due():
+                    yield self._taken()
+            self._flush()
+            while self._waiting:
+                self._receive()
+                if self._due():
+                    yield self._taken()
+            yield self._taken()
+        finally:
+            link = self._link or link
+            link.close()
+
+    def _store(self, path: str, name: bytes) -> Iterator[list[Outcome[StoredFile]]]:
+        protocol.check_name(name)
+        # A FIFO must not make this wait for its other end.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise Denied(f"{path} is no regular file")
+            if status.st_size <= SMALL:
+                self._gather(path, name, file, status)
+            else:
+                yield from self._send(path, name, file, status)
+        finally:
+            os.close(file)
+
+    def _request(self, name: bytes, size: int, tag: bytes) -> bytes:
+        return b"@%b put - name=%b size=%d%b\n" % (tag, protocol.quote(name).encode(), size, self._options)
+
+    def _gather(self, path: str, name: bytes, file: int, status: os.stat_result) -> None:
+        """Add a small file to the batch, all or nothing of it."""
+        tag = self._next_tag()
+        line = self._request(name, status.st_size, tag)
+        begin = self._used + len(line)
+        end = begin + status.st_size
+        _read(file, self._batch[begin:end], status)
+        self._batch[self._used : begin] = line
+        self._used = end
+        self._waiting[tag] = path
+        self.bytes += status.st_size
+        if end >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        used, self._used = self._used, 0
+        if used and self._link is not None:
+            self._link.send(self._batch[:used], self._take)
+
+    def _send(self, path: str, name: bytes, file: int, status: os.stat_result) -> Iterator[list[Outcome[StoredFile]]]:
+        """Send a big file; after an error in its middle the connection is a new one."""
+        assert self._link is not None
+        self._flush()
+        tag, before = self._next_tag(), self.bytes
+        self._waiting[tag] = path
+        self._link.send(self._request(name, status.st_size, tag), self._take)
+        try:
+            at, most = 0, status.st_size - TAIL
+            while at < most and tag in self._waiting:
+                sent = self._link.send_file(file, at, min(CHUNK, most - at), self._take)
+                if not sent:
+                    raise _changed()
+                at += sent
+                self.bytes += sent
+                self._receive(wait=False)
+                if self._due():
+                    yield self._taken()
+            if tag in self._waiting:
+                os.lseek(file, at, os.SEEK_SET)
+                _read(file, self._batch[:TAIL], status)
+                self._link.send(self._batch[:TAIL], self._take)
+                self.bytes += TAIL
+                return
+        except (PfsdError, OSError) as error:
+            refusal = _refusal(error, f"reading {path}")
+            if self._waiting.pop(tag, None) is not None:
+                self._end_one(Outcome(path, error=refusal))
+        self.bytes = before
+        self._start_again()
+
+    def _start_again(self) -> None:
+        """Leave an upload unfinished: the end of the connection is the end of it, after all others are answered."""
+        assert self._link is not None
+        self._link.end()
+        with suppress(ConnectionLost):
+            while True:
+                self._receive()
+        if self._waiting:
+            raise ConnectionLost("the daemon closed the connection")
+        self._link.close()
+        self._open()
+
+    # --- answers ---
+
+    def _receive(self, wait: bool = True) -> None:
+        assert self._link is not None
+        if self._link.fill(wait):
+            self._take()
+
+    def _take(self) -> None:
+        assert self._link is not None
+        while (line := self._link.line()) is not None:
+            reply = protocol.parse_reply(line)
+            if reply is not None and reply.final:
+                self._answered(_final(reply))
+
+    def _answered(self, reply: Reply) -> None:
+        path = self._waiting.pop(reply.tag or b"", None)
+        if path is None:
+            return
+        if reply.word == "OK":
+            self._end_one(Outcome(path, results.stored_file(reply)))
+        else:
+            self._end_one(Outcome(path, error=reply.error()))
+
+
+def _read(file: int, view: memoryview, status: os.stat_result) -> None:
+    """Fill the view with the rest of a file. Raises Changed when it is not what it was when `status` was taken."""
+    filled = 0
+    while filled < len(view) and (count := os.readv(file, [view[filled:]])):
+        filled += count
+    now = os.fstat(file)
+    if filled < len(view) or now.st_size != status.st_size or now.st_mtime_ns != status.st_mtime_ns:
+        raise _changed()
+
+
+def _changed() -> Changed:
+    return Changed("the source changed while it was read; nothing was stored")
+
+
+# --- downloads ----------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Download:
+    path: str
+    draft: Draft
+    received: int = 0
+    error: RequestError | None = None
+
+
+class Downloads(_Transfers[Retrieved]):
+    """Retrieves files; each appears whole or not at all below `folder`, whose missing directories are made."""
+
+    def __init__(self, connect: Callable[[], Link], folder: str, *, replace: bool, sync: bool) -> None:
+        super().__init__(connect)
+        self._folder = folder
+        self._replace = replace
+        self._sync = sync
+        self._exhausted = False
+        self._waiting: dict[bytes, _Download] = {}
+        self._left = 0  # of the frame being received
+        self._receiver: _Download | None = None  # of that frame; None throws it away
+
+    def run(self, files: Iterable[tuple[Word, bytes]]) -> Iterator[list[Outcome[Retrieved]]]:
+        """Retrieve files to relative paths. ConnectionLost ends it; every other error is an outcome.
+
+        A path must not be absolute nor have empty, . or .. components. Raises OSError when there is no folder.
+        """
+        folders = Folders(self._folder)
+        todo = iter(files)
+        link = self._open()
+        try:
+            while not self._exhausted or self._waiting:
+                self._ask(link, todo, folders)
+                if self._waiting:
+                    link.fill()
+                    self._take(link)
+                if self._due():
+                    yield self._taken()
+            yield self._taken()
+        finally:
+            for download in self._waiting.values():
+                with suppress(PfsdError, OSError):
+                    download.draft.discard()
+            folders.close()
+            link.close()
+
+    def _ask(self, link: Link, todo: Iterator[tuple[Word, bytes]], folders: Folders) -> None:
+        """Send requests if few are on their way."""
+        if self._exhausted or len(self._waiting) > REFILL:
+            return
+        lines: list[bytes] = []
+        while len(self._waiting) < WINDOW and len(self._outcomes) < STEP_FILES:
+            if (found := next(todo, None)) is None:
+                self._exhausted = True
+                break
+            file, path = found
+            try:
+                lines.append(self._begin(file, local_path(path), folders))
+            except (PfsdError, OSError) as error:
+                shown = os.fsdecode(path)
+                self._end_one(Outcome(shown, error=_refusal(error, f"writing {shown}")))
+        link.send(b"".join(lines), partial(self._take, link))
+
+    def _begin(self, file: Word, path: str, folders: Folders) -> bytes:
+        folder, _, name = path.rpartition("/")
+        draft = Draft(name, self._replace, folder=partial(folders.descriptor, folder), shown=path)
+        draft.check()
+        tag = self._next_tag()
+        self._waiting[tag] = _Download(path, draft)
+        return protocol.format_request("get", (file, Word(b"-")), None, tag)
+
+    # --- answers ---
+
+    def _take(self, link: Link) -> None:
+        while True:
+            if self._left:
+                content = link.content(self._left)
+                if not len(content):
+                    return
+                self._left -= len(content)
+                if self._receiver is not None:
+                    self._write(self._receiver, content)
+            elif (line := link.line()) is not None:
+                self._line(line)
+            else:
+                return
+
+    def _line(self, line: bytes) -> None:
+        tag, rest = protocol.split_tag(line)
+        if rest.startswith(b"DATA "):
+            if not rest[5:].isdigit() or int(rest[5:]) > MAX_FRAME:
+                raise _nonsense()
+            self._left = int(rest[5:])
+            self._receiver = self._waiting.get(tag or b"")
+            return
+        reply = protocol.parse_reply(line)
+        if reply is not None and reply.final and (download := self._waiting.pop(_final(reply).tag or b"", None)):
+            self._end(download, reply)
+
+    def _write(self, download: _Download, content: memoryview) -> None:
+        if download.error is not None:
+            return
+        try:
+            if not download.draft.is_open:
+                download.draft.open()
+            download.draft.write(content)
+            download.received += len(content)
+            self.bytes += len(content)
+        except (PfsdError, OSError) as error:
+            download.error = _refusal(error, f"writing {download.path}")
+
+    def _end(self, download: _Download, reply: Reply) -> None:
+        try:
+            self._end_one(Outcome(download.path, self._complete(download, reply)))
+        except (PfsdError, OSError) as error:
+            self.bytes -= download.received
+            self._end_one(Outcome(download.path, error=_refusal(error, f"writing {download.path}")))
+        finally:
+            with suppress(PfsdError, OSError):
+                download.draft.discard()
+
+    def _complete(self, download: _Download, reply: Reply) -> Retrieved:
+        if download.error is not None:
+            raise download.error
+        if reply.word != "OK":
+            raise reply.error()
+        retrieved = results.retrieved(reply)
+        if retrieved.transferred != download.received:
+            count = f"{download.received} instead of {retrieved.transferred}"
+            raise ConnectionLost(f"{count} bytes came, so this daemon and this client misunderstand each other")
+        if not download.draft.is_open:
+            download.draft.open()  # an empty file has no frames
+        download.draft.commit(self._sync)
+        return retrieved

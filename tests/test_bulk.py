@@ -1,0 +1,325 @@
+"""Many files over a connection of their own: against a real daemon, and one that does what the real one never does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+
+import pytest
+
+from pfsd import bulk
+from pfsd.client import Client, ConnectionLost, Outcome, StoredFile
+from pfsd.errors import AuthError, Busy, Changed, Denied, Exists, NotFound, PfsdError, UsageError
+from tests.fake_daemon import Reader, Writer, fake_daemon, request
+from tests.harness import Daemon, etag
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def client(shared_daemon: Daemon) -> AsyncIterator[Client]:
+    """A connection to the shared daemon, over TCP; its store is empty."""
+    async with await Client.connect(f"127.0.0.1:{shared_daemon.port}") as client:
+        if files := [file.id async for file in client.list()]:
+            await client.delete(*files)
+        yield client
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    return home
+
+
+def made(home: Path, contents: dict[str, bytes]) -> list[tuple[Path, str]]:
+    for name, content in contents.items():
+        (home / name).write_bytes(content)
+    return [(home / name, name) for name in contents]
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def still_open(home: Path) -> list[str]:
+    """What is open of a directory, or below it."""
+    links = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return [link for link in links if link.startswith(str(home))]
+
+
+# --- there and back -----------------------------------------------------------------------------
+
+
+SIZES = [0, 1, bulk.TAIL, bulk.SMALL - 1, bulk.SMALL, bulk.SMALL + 1, bulk.BATCH, bulk.CHUNK + bulk.TAIL + 1, 9 * MIB]
+
+
+@pytest.mark.parametrize("unix", [False, True])
+async def test_files_of_all_sizes_go_there_and_back(
+    shared_daemon: Daemon, client: Client, home: Path, unix: bool
+) -> None:
+    contents = {f"{number}": os.urandom(size) for number, size in enumerate(SIZES)}
+    address = f"unix:{shared_daemon.socket_path}" if unix else f"127.0.0.1:{shared_daemon.port}"
+    async with await Client.connect(address) as other:
+        heard: list[int] = []
+        stored = [
+            outcome.result
+            async for outcome in other.put_many(made(home, contents), progress=lambda done, _: heard.append(done))
+        ]
+        assert {file.name.decode(): file.etag for file in stored if file} == {
+            name: etag(content) for name, content in contents.items()
+        }
+        assert heard[-1] == sum(SIZES)
+        target = home / "target"
+        target.mkdir()
+        files = [(file.id, b"some/where/" + file.name) for file in stored if file]
+        got = [outcome async for outcome in other.get_many(files, target, progress=lambda done, _: heard.append(done))]
+    assert heard[-1] == sum(SIZES)
+    assert all(outcome.error is None for outcome in got)
+    assert everything(target) == {f"some/where/{name}": content for name, content in contents.items()}
+    assert still_open(home) == []
+
+
+async def test_more_files_than_are_on_their_way_at_once(client: Client, home: Path) -> None:
+    count = 2 * bulk.WINDOW + 7
+    contents = {f"{number}": b"%d" % number * (number % 50) for number in range(count)}
+    stored = [outcome.result async for outcome in client.put_many(made(home, contents))]
+    assert len({file.id for file in stored if file}) == count
+    target = home / "target"
+    target.mkdir()
+    files = [(name, name) for name in contents]
+    assert [o.error async for o in client.get_many(files, target)] == [None] * count
+    assert everything(target) == contents
+    again = [type(o.error) async for o in client.get_many(files, target)]
+    assert again == [Exists] * count
+    assert [o.error async for o in client.get_many(files, target, replace=True)] == [None] * count
+
+
+async def test_the_iterable_is_taken_no_further_than_what_is_sent(client: Client, home: Path) -> None:
+    path = home / "source"
+    path.write_bytes(b"x")
+    taken = 0
+
+    def endless() -> Iterator[tuple[Path, str]]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield path, f"endless{taken}"
+
+    async with aclosing(client.put_many(endless())) as outcomes:
+        async for outcome in outcomes:
+            assert outcome.result is not None
+            break
+    assert taken <= bulk.WINDOW + bulk.STEP_FILES + 1
+
+
+# --- errors of single files ---------------------------------------------------------------------
+
+
+async def test_what_fails_among_many_keeps_nobody_from_being_stored(client: Client, home: Path) -> None:
+    await client.put(b"", "taken")
+    os.mkfifo(home / "fifo")
+    files = made(home, {"a": b"a", "taken": b"b", "z": b"z"})
+    more = [
+        (home / "none", "none"),
+        (home / "fifo", "fifo"),
+        (home, "folder"),
+        (home / "a", "x" * 1025),
+        (home / "a", ""),
+    ]
+    outcomes = {o.path: o async for o in client.put_many([*files[:2], *more[:3], files[2]])}
+    kinds = {os.path.basename(path): type(o.error or o.result) for path, o in outcomes.items()}
+    assert kinds == {
+        "a": StoredFile,
+        "taken": Exists,
+        "none": NotFound,
+        "fifo": Denied,
+        "home": Denied,
+        "z": StoredFile,
+    }
+    assert [type(o.error) async for o in client.put_many(more[3:])] == [UsageError] * 2
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+async def test_a_big_file_that_is_refused_is_not_sent_to_its_end(client: Client, home: Path, where: str) -> None:
+    await client.put(b"", "big")
+    files = made(home, {"big": b"", "a": b"a", "b": b"b"})
+    os.truncate(home / "big", 1 << 40)
+    if where == "last":
+        files.append(files.pop(0))
+    outcomes = {os.path.basename(o.path): type(o.error or o.result) async for o in client.put_many(files)}
+    assert outcomes == {"big": Exists, "a": StoredFile, "b": StoredFile}
+
+
+@pytest.mark.parametrize("size", [5, 3 * MIB])
+async def test_a_file_that_changes_is_not_stored_and_all_others_are(
+    client: Client, home: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = made(home, {"a": b"a", "changing": bytes(size), "b": b"b"})
+    fstat, seen = os.fstat, [0]
+
+    def changing(file: int) -> os.stat_result:
+        if os.readlink(f"/proc/self/fd/{file}") == str(home / "changing"):
+            seen[0] += 1
+            os.utime(home / "changing", ns=(seen[0], seen[0]))
+        return fstat(file)
+
+    monkeypatch.setattr(os, "fstat", changing)
+    outcomes = {os.path.basename(o.path): type(o.error or o.result) async for o in client.put_many(files)}
+    assert outcomes == {"a": StoredFile, "changing": Changed, "b": StoredFile}
+    assert {file.name async for file in client.list()} == {b"a", b"b"}
+
+
+@pytest.mark.parametrize("size", [5, 3 * MIB])
+async def test_a_file_that_shrinks_is_not_stored(
+    client: Client, home: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = made(home, {"shrinking": bytes(size), "a": b"a"})
+    fstat = os.fstat
+
+    def shrinking(file: int) -> os.stat_result:
+        status = fstat(file)
+        if os.readlink(f"/proc/self/fd/{file}") == str(home / "shrinking"):
+            os.truncate(home / "shrinking", 1)
+        return status
+
+    monkeypatch.setattr(os, "fstat", shrinking)
+    outcomes = {os.path.basename(o.path): type(o.error or o.result) async for o in client.put_many(files)}
+    assert outcomes == {"shrinking": Changed, "a": StoredFile}
+    assert {file.name async for file in client.list()} == {b"a"}
+
+
+async def test_names_that_lead_out_of_the_folder_are_refused(client: Client, home: Path, tmp_path: Path) -> None:
+    stored = await client.put(b"content", "x")
+    (home / "link").symlink_to(tmp_path)
+    (home / "file-link").symlink_to(tmp_path / "through")
+    (home / "file").write_bytes(b"mine")
+    names = ["../out", "/tmp/out", "a//b", "", "link/out", "file-link", "file/below", "good", "deep/good"]
+    outcomes = [o async for o in client.get_many([(stored.id, name) for name in names], home, replace=True)]
+    assert {o.path: type(o.error) for o in outcomes} == dict.fromkeys(names[:-2], Denied) | {
+        "good": type(None),
+        "deep/good": type(None),
+    }
+    assert sorted(os.listdir(tmp_path)) == ["home"]
+    assert everything(home) == {"file": b"mine", "good": b"content", "deep/good": b"content"}
+
+
+async def test_downloads_that_fail_leave_nothing(tmp_path: Path, home: Path) -> None:
+    async def script(reader: Reader, writer: Writer) -> None:
+        tags = [(await request(reader))[0] for _ in range(3)]
+        writer.write(tags[0] + b" DATA 3\nabc" + tags[1] + b" DATA 1\nx@9 DATA 2\n\n\n# hello\n" + tags[0] + b" NEWS\n")
+        writer.write(tags[0] + b' ERR corrupt id=1 message="bad part"\n' + tags[2] + b' ERR not-found message="no"\n')
+        writer.write(tags[1] + b" DATA 2\nyz" + tags[1] + b" OK get id=2 size=3 bytes=3 etag=e-1 name=n\n")
+        await reader.read()
+
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        files = [(number, f"{number}") for number in (1, 2, 3)]
+        outcomes = {o.path: o.error and o.error.code async for o in client.get_many(files, home)}
+    assert outcomes == {"1": "corrupt", "2": None, "3": "not-found"}
+    assert everything(home) == {"2": b"xyz"}
+
+
+# --- the connection -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        (b"", ConnectionLost, "closed"),
+        (b"@1 DATA 1048577\n", ConnectionLost, "protocol"),
+        (b"@1 DATA x\n", ConnectionLost, "protocol"),
+        (b"@1 DATA 3\nab", ConnectionLost, "closed"),
+        (b"@1 DATA 3\nabc@1 OK get id=1 size=4 bytes=4 etag=e-1 name=n\n", ConnectionLost, "3 instead of 4"),
+        (b"@1 OK get id=1 size=0\n", ConnectionLost, "lacks"),
+        (b'ERR busy message="too many clients"\n', Busy, "too many"),
+        (b"OK get\n", ConnectionLost, "protocol"),
+        (b"x" * (4 * MIB), ConnectionLost, "protocol"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+async def test_a_connection_that_breaks_leaves_no_file(
+    tmp_path: Path, home: Path, said: bytes, error: type[PfsdError], words: str
+) -> None:
+    async def script(reader: Reader, writer: Writer) -> None:
+        await request(reader)
+        writer.write(said)
+        await writer.drain()
+
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        with pytest.raises(error, match=words):
+            _ = [o async for o in client.get_many([(1, "one"), (2, "two")], home)]
+    assert os.listdir(home) == []
+    assert still_open(home) == []
+
+
+async def test_uploads_end_with_the_connection(tmp_path: Path, home: Path) -> None:
+    async def script(reader: Reader, writer: Writer) -> None:
+        tag, _ = await request(reader)
+        await reader.readexactly(1)
+        writer.write(tag + b" OK put id=1 size=1 stored=1 parts=1 etag=e-1 name=a\n")
+        await request(reader)
+
+    outcomes: list[Outcome[StoredFile]] = []
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        with pytest.raises(ConnectionLost):
+            async for outcome in client.put_many(made(home, {"a": b"a", "b": b"b", "c": bytes(9 * MIB)})):
+                outcomes.append(outcome)
+    assert len(outcomes) <= 1
+
+
+async def test_answers_are_taken_while_the_daemon_reads_no_more(tmp_path: Path, home: Path) -> None:
+    """Neither side reads until the other does: the client must take megabytes of rows to get its content out."""
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        tag, _ = await request(reader)
+        writer.write((tag + b" # " + b"x" * 1000 + b"\n") * 20_000)
+        await writer.drain()
+        await reader.readexactly(30 * MIB)
+        writer.write(tag + b" OK put id=1 size=1 stored=1 parts=1 etag=e-1 name=a\n")
+        await reader.read()
+
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        (outcome,) = [o async for o in client.put_many(made(home, {"a": bytes(30 * MIB)}))]
+    assert outcome.result is not None
+
+
+async def test_the_token_is_shown(idle_daemon: Daemon, home: Path) -> None:
+    idle_daemon.config(token="correct-battery")
+    idle_daemon.start()
+    where = f"127.0.0.1:{idle_daemon.port}"
+    async with await Client.connect(where, token="correct-battery") as client:
+        (outcome,) = [o async for o in client.put_many(made(home, {"a": b"a"}))]
+        assert outcome.result is not None
+    async with await Client.connect(where) as client:
+        (outcome,) = [o async for o in client.put_many(made(home, {"a": b"a"}))]
+        assert isinstance(outcome.error, AuthError)
+
+
+async def test_a_cancellation_gives_up_what_is_on_its_way(tmp_path: Path, home: Path) -> None:
+    stalled, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        tag, _ = await request(reader)
+        writer.write(tag + b" DATA 3\nab")
+        stalled.set()
+        await reader.read()
+        gone.set()
+
+    async def fetch(client: Client) -> list[PfsdError | None]:
+        return [outcome.error async for outcome in client.get_many([(1, "one"), (2, "two")], home)]
+
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        task = asyncio.create_task(fetch(client))
+        await stalled.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await gone.wait()
+    assert os.listdir(home) == []
+    assert still_open(home) == []
