@@ -7,52 +7,49 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from itertools import takewhile
 
-#: Hashes LANES equally long parts at once: (memory, their offsets, their size) -> their MD5s.
-Lanes = Callable[[memoryview, Sequence[int], int], list[bytes]]
+#: Hashes many parts side by side: (memory, their offsets and sizes, the longest first) -> their MD5s.
+Lanes = Callable[[memoryview, Sequence[tuple[int, int]]], list[bytes]]
 
 MD5_BYTES = 16
 
 _lanes: Lanes | None = None
-_lane_count = 0
-#: Lanes pay off above this size: below, the parts fit a cache and setting up costs more than it gains.
+#: Lanes pay off above this size: below, setting up costs more than it gains.
 MIN_LANE_BYTES = 4096
+#: A lane alone is about a third as fast as hashlib, so a part goes there only if this many of its size would.
+MIN_LANES = 4
 
 
 def use_lanes() -> bool:
-    """Hash equal parts in SIMD lanes from now on; False, and hashlib for all, where numba is not installed."""
-    global _lanes, _lane_count
+    """Hash parts in SIMD lanes from now on; False, and hashlib for all, where numba is not installed."""
+    global _lanes
     try:
         from pfsd import lanes
     except ImportError:
         return False
-    _lanes, _lane_count = lanes.md5_lanes, lanes.LANES
+    _lanes = lanes.md5_lanes
     return True
 
 
 def md5_many(memory: memoryview, places: Sequence[tuple[int, int]]) -> list[bytes]:
     """The binary MD5s of the parts at these (offset, size) places of `memory`, in their order."""
-    md5s: list[bytes] = []
-    at = 0
-    while at < len(places):
-        size = places[at][1]
-        group = _equal_parts(places[at : at + _lane_count])
-        if _lanes is not None and size >= MIN_LANE_BYTES and not size % 64 and 2 * len(group) > _lane_count:
-            # A group that is not full hashes its last part again in the lanes left over: still faster.
-            full = group + group[-1:] * (_lane_count - len(group))
-            md5s += _lanes(memory, full, size)[: len(group)]
-            at += len(group)
-        else:
-            offset, size = places[at]
-            md5s.append(md5(memory[offset : offset + size]))
-            at += 1
-    return md5s
+    order = _worth_lanes(places) if _lanes is not None else []
+    found = dict(zip(order, _lanes(memory, [places[at] for at in order]), strict=True)) if _lanes and order else {}
+    return [
+        found[at] if at in found else md5(memory[offset : offset + size]) for at, (offset, size) in enumerate(places)
+    ]
 
 
-def _equal_parts(places: Sequence[tuple[int, int]]) -> list[int]:
-    """The offsets of the first part and of those behind it, up to one of another size."""
-    return [offset for offset, _ in takewhile(lambda place: place[1] == places[0][1], places)]
+def _worth_lanes(places: Sequence[tuple[int, int]]) -> list[int]:
+    """Which parts to hash in lanes, the longest first: not the small ones, nor those with too little beside them."""
+    sizes = [size for _, size in places]
+    order = sorted((at for at, size in enumerate(sizes) if size >= MIN_LANE_BYTES), key=sizes.__getitem__, reverse=True)
+    left = sum(sizes[at] for at in order)
+    for first, at in enumerate(order):
+        if MIN_LANES * sizes[at] <= left:
+            return order[first:]
+        left -= sizes[at]
+    return []
 
 
 def md5(data: bytes | bytearray | memoryview) -> bytes:

@@ -1,4 +1,4 @@
-"""MD5 of 16 equally long parts at once, one part in each SIMD lane (RFC 1321 for the algorithm).
+"""MD5 of 16 parts at once, one part in each SIMD lane (RFC 1321 for the algorithm).
 
 The steps of one MD5 depend on each other, so a core spends most of its time waiting; the parts of a run are
 independent. The kernel is plain Python that numba compiles: the loop over lanes innermost and without branches,
@@ -138,8 +138,42 @@ def _hash_blocks(memory, starts, blocks, state):
             state[3, lane] = _u32(state[3, lane] + d)
 
 
-def _compile(function: Callable[..., None]) -> Callable[..., None]:
-    signature = "void(uint32[::1], uint64[::1], uint64, uint32[:, ::1])"
+def _hash_parts(memory, starts, blocks, states):
+    """Hash blocks[n] blocks of each part n from the word starts[n] on; states[n] is its state before and after.
+
+    A lane that is done with its part takes the next, so the longest parts should come first.
+    """
+    part = np.full(LANES, -1, np.int64)
+    left = np.zeros(LANES, np.int64)
+    at = np.zeros(LANES, np.uint64)
+    state = np.empty((4, LANES), np.uint32)
+    following = 0
+    while True:
+        step, busy = np.int64(0), 0
+        for lane in range(LANES):
+            if left[lane] == 0:
+                if part[lane] >= 0:
+                    states[part[lane]] = state[:, lane]
+                part[lane] = -1
+                if following < len(starts):
+                    part[lane], left[lane], at[lane] = following, blocks[following], starts[following]
+                    state[:, lane] = states[following]
+                    following += 1
+            if left[lane] and (step == 0 or left[lane] < step):
+                step, busy = left[lane], lane
+        if step == 0:
+            return
+        for lane in range(LANES):
+            if left[lane] == 0:
+                at[lane] = at[busy]  # something that is there; what comes out is nobody's
+        _hash_blocks(memory, at, _u64(step), state)
+        for lane in range(LANES):
+            if left[lane]:
+                left[lane] -= step
+                at[lane] += _u64(step) * _u64(16)
+
+
+def _compile(function: Callable[..., None], signature: str) -> Callable[..., None]:
     try:
         compiled: Callable[..., None] = njit(signature, cache=True)(function)
     except RuntimeError:  # no directory for the cache can be written
@@ -150,33 +184,42 @@ def _compile(function: Callable[..., None]) -> Callable[..., None]:
 # --- around it ----------------------------------------------------------------------------------
 
 
-def md5_lanes(memory: memoryview, offsets: Sequence[int], size: int) -> list[bytes]:
-    """The binary MD5s of LANES parts of `size` bytes each that lie in `memory` at these offsets.
+def md5_lanes(memory: memoryview, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The binary MD5s of the parts at these (offset, size) places of `memory`, the longest of them first.
 
-    `size` must be a multiple of BLOCK_BYTES, the offsets multiples of 4.
+    The offsets must be multiples of 4.
     """
-    state = np.empty((4, LANES), np.uint32)
-    state.T[:] = _START
-    starts = np.array(offsets, np.uint64) // _u64(4)
-    _hash_blocks(np.frombuffer(memory, np.uint32), starts, size // BLOCK_BYTES, state)
-    # All parts end alike: a bit, zeros, and the length in bits.
-    ending = bytearray(b"\x80" + bytes(BLOCK_BYTES - 9) + (8 * size).to_bytes(8, "little"))
-    _hash_blocks(np.frombuffer(ending, np.uint32), np.zeros(LANES, np.uint64), 1, state)
-    digests: Any = state.T.astype("<u4")
+    states = np.empty((len(places), 4), np.uint32)
+    states[:] = _START
+    starts = np.array([offset // 4 for offset, _ in places], np.uint64)
+    blocks = np.array([size // BLOCK_BYTES for _, size in places], np.int64)
+    _hash_parts(np.frombuffer(memory, np.uint32, len(memory) // 4), starts, blocks, states)
+    endings = [_ending(memory, offset, size) for offset, size in places]
+    lengths = np.array(list(map(len, endings)), np.int64)
+    starts = ((np.cumsum(lengths) - lengths) // 4).astype(np.uint64)
+    _hash_parts(np.frombuffer(bytearray().join(endings), np.uint32), starts, lengths // BLOCK_BYTES, states)
+    digests: Any = states.astype("<u4")
     return [digest.tobytes() for digest in digests]
+
+
+def _ending(memory: memoryview, offset: int, size: int) -> bytes:
+    """The last blocks of a part: what fills no block, a bit, zeros, and the length in bits."""
+    tail = bytes(memory[offset + size // BLOCK_BYTES * BLOCK_BYTES : offset + size]) + b"\x80"
+    zeros = -(len(tail) + 8) % BLOCK_BYTES
+    return tail + bytes(zeros) + (8 * size).to_bytes(8, "little")
 
 
 def _check() -> None:
     memory = memoryview(bytearray(hashlib.shake_128(b"lanes").digest(4 * LANES * BLOCK_BYTES)))
-    size = 3 * BLOCK_BYTES
-    offsets = [lane * 4 * BLOCK_BYTES for lane in range(LANES)]
-    right = [hashlib.md5(memory[at : at + size], usedforsecurity=False).digest() for at in offsets]
-    if md5_lanes(memory, offsets, size) != right:
+    places = [(lane * 2 * BLOCK_BYTES, 5 * BLOCK_BYTES - 9 * lane) for lane in range(LANES + 3)]
+    right = [hashlib.md5(memory[at : at + size], usedforsecurity=False).digest() for at, size in places]
+    if md5_lanes(memory, places) != right:
         raise ImportError("MD5 in lanes gives wrong digests on this machine")
 
 
 try:
-    _hash_blocks = _compile(_hash_blocks)
+    _hash_blocks = _compile(_hash_blocks, "void(uint32[::1], uint64[::1], uint64, uint32[:, ::1])")
+    _hash_parts = _compile(_hash_parts, "void(uint32[::1], uint64[::1], int64[::1], uint32[:, ::1])")
     _check()
 except ImportError:
     raise
