@@ -21,9 +21,12 @@ async def finish(job: Coroutine[Any, Any, Result] | asyncio.Task[Result]) -> Res
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
-            await asyncio.wait({task})
+            await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            cancelled = error
+            if not task.cancelled():
+                cancelled = error
+        except BaseException:
+            break  # its own, which its result tells
     if cancelled is None:
         return task.result()
     if not task.cancelled():

@@ -183,15 +183,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def take(self, view: memoryview) -> None:
         """Fill a view with content that is `buffered`."""
-        view[:] = self._lines.take(len(view))
+        self._lines.take(view)
 
     async def fill(self, view: memoryview) -> int:
         """Receive content until the view is full; fewer bytes only at the end of input, or after `stop_filling`."""
-        buffered = self._lines.take(len(view))
-        view[: len(buffered)] = buffered
-        if len(buffered) == len(view):
-            return len(view)
-        self._target, self._filled = view[len(buffered) :], len(buffered)
+        buffered = self._lines.take(view)
+        if buffered == len(view):
+            return buffered
+        self._target, self._filled = view[buffered:], buffered
         try:
             while self._target is not None and len(self._target) and not self._ended:
                 before = self.received

@@ -283,11 +283,13 @@ class LineReader:
         """Whether a line has begun and not ended."""
         return bool(self._buffer) or bool(self._dropped)
 
-    def take(self, size: int) -> bytes:
-        """Up to `size` buffered bytes as content, not lines."""
-        taken = bytes(self._buffer[:size])
-        self._cut(len(taken))
-        return taken
+    def take(self, view: memoryview) -> int:
+        """Fill a view with buffered bytes as content, not lines; returns how many there were."""
+        with memoryview(self._buffer) as buffer:
+            count = min(len(view), len(buffer))
+            view[:count] = buffer[:count]
+        self._cut(count)
+        return count
 
     def next_event(self) -> Line | LongLine | Flood | None:
         """The next line or trouble; None when more bytes are needed."""

@@ -122,19 +122,18 @@ class Engine:
 
     # --- staying out of each other's way ---
 
-    @contextmanager
-    def claim(self, name: bytes, replace: bool) -> Iterator[None]:
-        """Hold a name for a file that will have it. Exists when it is taken."""
+    def claim(self, name: bytes, replace: bool) -> None:
+        """Hold a name for a file that will have it, until it is `disclaim`ed. Exists when it is taken."""
         if name in self._claimed:
             raise Exists("this name is just being given to another file", name=name)
         taken = self.registry.find(name)
         if taken is not None and not replace:
             raise Exists("this name is taken; replace=yes overrides", id=taken.id, name=name)
         self._claimed.add(name)
-        try:
-            yield
-        finally:
-            self._claimed.discard(name)
+
+    def disclaim(self, name: bytes) -> None:
+        """The file has its name now, or will never have it."""
+        self._claimed.discard(name)
 
     @asynccontextmanager
     async def locked(self, files: Sequence[File]) -> AsyncIterator[None]:

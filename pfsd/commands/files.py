@@ -53,12 +53,15 @@ async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> Fi
 
 
 async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> None:
-    with engine.claim(name, replace):
+    engine.claim(name, replace)
+    try:
         old = engine.registry.find(name)
         async with engine.locked([file] + ([old] if old else [])):
             _check_still_ready(engine, file)
             old = engine.registry.find(name) if old else None
             await engine.committer.commit([records.Rename(file=file.id, name=name, replaces=old.id if old else 0)])
+    finally:
+        engine.disclaim(name)
     if old:
         engine.remove_soon(old)
 

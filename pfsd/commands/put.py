@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,7 +57,6 @@ class Storing:
         self._name = check_name(name)
         self._replace = replace
         self._flow = flow
-        self._held = ExitStack()
         self._size = size
         self._staged: list[tuple[str, int]] = []
         self._tokens: set[str] = set()  # under which something may be staged, though no task has said so
@@ -72,7 +71,7 @@ class Storing:
         self.part_size = engine.settings.part_size
 
     async def __aenter__(self) -> Storing:
-        self._held.enter_context(self._engine.claim(self._name, self._replace))
+        self._engine.claim(self._name, self._replace)
         self.file_id = self._engine.registry.new_file_id()
         self._put_id = random.randbytes(8)
         self._created = time.time_ns()
@@ -85,7 +84,7 @@ class Storing:
         finally:
             if self._shared_pack is not None:
                 self._engine.shared.release(self._shared_pack)
-            self._held.close()
+            self._engine.disclaim(self._name)
 
     def announce(self) -> None:
         """Enter the file as being stored: it has more than one run, which are journalled on the way."""
