@@ -11,6 +11,7 @@ Knows the protocol, files and sockets; never the event loop, apart from `abort`,
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import select
 import socket
@@ -28,7 +29,7 @@ from pfsd.errors import Changed, Denied, PfsdError, RequestError, from_os_error
 from pfsd.exchange import Buffer, CannotConnect, ConnectionLost
 from pfsd.protocol import MAX_FRAME, MAX_UNTERMINATED, Reply, Word
 from pfsd.results import Outcome, Retrieved, StoredFile
-from pfsd.transfer import Draft
+from pfsd.transfer import Draft, KeptDraft
 from pfsd.tree import Folders, local_path
 
 #: Requests on their way. The daemon works on 64 of a connection at once; the next ones should be there already.
@@ -39,7 +40,7 @@ REFILL = 192
 BATCH = 256 << 10
 #: Files up to this size are gathered; from here on a call to the system for each costs less than a copy.
 SMALL = 128 << 10
-#: Bytes of a big file sent before answers are looked for.
+#: Bytes of a big file sent before answers are looked for; a smaller file is not worth being resumed.
 CHUNK = 4 << 20
 #: What is sent of a big file only when all before is out and the file is seen not to have changed.
 TAIL = 64 << 10
@@ -110,7 +111,10 @@ class Link:
                 raise _lost(error) from None
 
     def send_file(self, file: int, offset: int, count: int, received: Callable[[], None]) -> int:
-        """Send a range of an open file; returns the bytes sent, fewer where it ends. OSError is the file's."""
+        """Send a range of an open file; returns the bytes sent, fewer where it ends or cannot be read.
+
+        Raises the file's OSError if nothing was sent before it, ConnectionLost.
+        """
         end = offset + count
         at = offset
         while at < end:
@@ -123,6 +127,8 @@ class Link:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT):
                     raise _lost(error) from None
                 if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                    if at > offset:
+                        break
                     raise
                 piece = os.pread(file, min(end - at, ROOM), at)  # a file system that cannot do it
                 self.send(piece, received)
@@ -286,9 +292,12 @@ def _refusal(error: PfsdError | OSError, doing: str) -> RequestError:
 class Uploads(_Transfers[StoredFile]):
     """Stores files. Content goes with its size announced: an upload can be given up only with its connection."""
 
-    def __init__(self, connect: Callable[[], Link], *, replace: bool) -> None:
+    def __init__(self, connect: Callable[[], Link], *, replace: bool, resume: bool = False) -> None:
+        """With `resume` big files go in frames, and what was stored of one is kept when the connection breaks."""
         super().__init__(connect)
         self._options = b" replace=yes" if replace else b""
+        self._resume = resume
+        self._offsets: dict[bytes, int] = {}  # tag -> where to go on, once the daemon has said so
         self._waiting: dict[bytes, str] = {}  # tag -> path
         self._batch = memoryview(bytearray(BATCH + SMALL + protocol.MAX_LINE))
         self._used = 0  # of the batch
@@ -328,18 +337,20 @@ class Uploads(_Transfers[StoredFile]):
                 raise Denied(f"{path} is no regular file")
             if status.st_size <= SMALL:
                 self._gather(path, name, file, status)
+            elif self._resume and status.st_size > CHUNK:
+                yield from self._send_resumed(path, name, file, status)
             else:
                 yield from self._send(path, name, file, status)
         finally:
             os.close(file)
 
-    def _request(self, name: bytes, size: int, tag: bytes) -> bytes:
-        return b"@%b put - name=%b size=%d%b\n" % (tag, protocol.quote(name).encode(), size, self._options)
+    def _request(self, name: bytes, size: bytes, tag: bytes) -> bytes:
+        return b"@%b put - name=%b size=%b%b\n" % (tag, protocol.quote(name).encode(), size, self._options)
 
     def _gather(self, path: str, name: bytes, file: int, status: os.stat_result) -> None:
         """Add a small file to the batch, all or nothing of it."""
         tag = self._next_tag()
-        line = self._request(name, status.st_size, tag)
+        line = self._request(name, b"%d" % status.st_size, tag)
         begin = self._used + len(line)
         end = begin + status.st_size
         _read(file, self._batch[begin:end], status)
@@ -361,7 +372,7 @@ class Uploads(_Transfers[StoredFile]):
         self._flush()
         tag, before = self._next_tag(), self.bytes
         self._waiting[tag] = path
-        self._link.send(self._request(name, status.st_size, tag), self._take)
+        self._link.send(self._request(name, b"%d" % status.st_size, tag), self._take)
         try:
             at, most = 0, status.st_size - TAIL
             while at < most and tag in self._waiting:
@@ -385,6 +396,59 @@ class Uploads(_Transfers[StoredFile]):
                 self._end_one(Outcome(path, error=refusal))
         self.bytes = before
         self._start_again()
+
+    def _send_resumed(
+        self, path: str, name: bytes, file: int, status: os.stat_result
+    ) -> Iterator[list[Outcome[StoredFile]]]:
+        """Send in frames what the daemon has not stored yet of a big file."""
+        assert self._link is not None
+        self._flush()
+        tag, before = self._next_tag(), self.bytes
+        self._waiting[tag] = path
+        key = resume_key(path, status)
+        size = b"chunked resume=%b" % key.encode()
+        self._link.send(self._request(name, size, tag), self._take)
+        while tag in self._waiting and tag not in self._offsets:
+            self._receive()
+        at = self._offsets.pop(tag, 0)
+        self.bytes += at
+        try:
+            if at > status.st_size:
+                raise _changed()
+            while at < status.st_size and tag in self._waiting:
+                count = min(MAX_FRAME, status.st_size - at)
+                self._link.send(protocol.format_frame(count, tag, protocol.LF), self._take)
+                sent = self._send_frame(file, at, count)
+                if sent < count:
+                    raise _changed()
+                at += sent
+                self.bytes += sent
+                self._receive(wait=False)
+                if self._due():
+                    yield self._taken()
+            if tag in self._waiting:
+                _read(file, self._batch[:0], status)
+                self._link.send(protocol.format_frame(0, tag, protocol.LF), self._take)
+                return
+        except (PfsdError, OSError) as error:
+            refusal = _refusal(error, f"reading {path}")
+            if self._waiting.pop(tag, None) is not None:
+                self._end_one(Outcome(path, error=refusal))
+        self.bytes = before
+        self._link.send(b"@%b ABORT\n" % tag, self._take)
+
+    def _send_frame(self, file: int, offset: int, count: int) -> int:
+        """Send the content of a frame, which zeros fill up if the file has no more; returns the bytes of the file."""
+        assert self._link is not None
+        sent = 0
+        try:
+            sent = self._link.send_file(file, offset, count, self._take)
+        finally:
+            # After the error of a file, too, the frame must be whole: an ABORT follows. Lost in a lost connection.
+            if sent < count:
+                with suppress(ConnectionLost):
+                    self._link.send(bytes(count - sent), self._take)
+        return sent
 
     def _start_again(self) -> None:
         """Leave an upload unfinished: the end of the connection is the end of it, after all others are answered."""
@@ -411,6 +475,8 @@ class Uploads(_Transfers[StoredFile]):
             reply = protocol.parse_reply(line)
             if reply is not None and reply.final:
                 self._answered(_final(reply))
+            elif reply is not None and reply.word == "RESUME" and reply.tag in self._waiting:
+                self._offsets[reply.tag] = results.Fields(reply).number("offset")
 
     def _answered(self, reply: Reply) -> None:
         path = self._waiting.pop(reply.tag or b"", None)
@@ -420,6 +486,13 @@ class Uploads(_Transfers[StoredFile]):
             self._end_one(Outcome(path, results.stored_file(reply)))
         else:
             self._end_one(Outcome(path, error=reply.error()))
+
+
+def resume_key(path: str, status: os.stat_result) -> str:
+    """Stands for the content of a file of this machine, as far as its path and state tell it: 64 hexadecimal digits."""
+    facts = [status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino, socket.gethostname()]
+    text = "\0".join([os.path.realpath(path), *map(str, facts)])
+    return hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _read(file: int, view: memoryview, status: os.stat_result) -> None:
@@ -443,8 +516,13 @@ def _changed() -> Changed:
 class _Download:
     path: str
     draft: Draft
+    offset: int = 0
     received: int = 0
     error: RequestError | None = None
+
+
+#: Makes the draft of a path, or raises what forbids it.
+Prepare = Callable[[bytes], _Download]
 
 
 class Downloads(_Transfers[Retrieved]):
@@ -466,11 +544,30 @@ class Downloads(_Transfers[Retrieved]):
         A path must not be absolute nor have empty, . or .. components. Raises OSError when there is no folder.
         """
         folders = Folders(self._folder)
-        todo = iter(files)
+        try:
+            yield from self._run(iter(files), partial(self._prepared, folders))
+        finally:
+            folders.close()
+
+    def resume(
+        self, file: Word, path: str, key: str, parts: Iterable[tuple[int, str]]
+    ) -> Iterator[list[Outcome[Retrieved]]]:
+        """Retrieve one file, going on with what is there of it; what comes is kept even if not all does.
+
+        `key` stands for the content, whose parts have these sizes and MD5s. Any path will do. Else as `run`.
+        """
+
+        def prepare(_: bytes) -> _Download:
+            draft = KeptDraft(path, self._replace, key)
+            return _Download(path, draft, draft.resume(parts))
+
+        return self._run(iter([(file, os.fsencode(path))]), prepare)
+
+    def _run(self, todo: Iterator[tuple[Word, bytes]], prepare: Prepare) -> Iterator[list[Outcome[Retrieved]]]:
         link = self._open()
         try:
             while not self._exhausted or self._waiting:
-                self._ask(link, todo, folders)
+                self._ask(link, todo, prepare)
                 if self._waiting:
                     link.fill()
                     self._take(link)
@@ -481,10 +578,9 @@ class Downloads(_Transfers[Retrieved]):
             for download in self._waiting.values():
                 with suppress(PfsdError, OSError):
                     download.draft.discard()
-            folders.close()
             link.close()
 
-    def _ask(self, link: Link, todo: Iterator[tuple[Word, bytes]], folders: Folders) -> None:
+    def _ask(self, link: Link, todo: Iterator[tuple[Word, bytes]], prepare: Prepare) -> None:
         """Send requests if few are on their way."""
         if self._exhausted or len(self._waiting) > REFILL:
             return
@@ -495,19 +591,25 @@ class Downloads(_Transfers[Retrieved]):
                 break
             file, path = found
             try:
-                lines.append(self._begin(file, local_path(path), folders))
+                lines.append(self._begin(file, prepare(path)))
             except (PfsdError, OSError) as error:
                 shown = os.fsdecode(path)
                 self._end_one(Outcome(shown, error=_refusal(error, f"writing {shown}")))
         link.send(b"".join(lines), partial(self._take, link))
 
-    def _begin(self, file: Word, path: str, folders: Folders) -> bytes:
-        folder, _, name = path.rpartition("/")
-        draft = Draft(name, self._replace, folder=partial(folders.descriptor, folder), shown=path)
+    def _prepared(self, folders: Folders, name: bytes) -> _Download:
+        path = local_path(name)
+        folder, _, last = path.rpartition("/")
+        draft = Draft(last, self._replace, folder=partial(folders.descriptor, folder), shown=path)
         draft.check()
+        return _Download(path, draft)
+
+    def _begin(self, file: Word, download: _Download) -> bytes:
         tag = self._next_tag()
-        self._waiting[tag] = _Download(path, draft)
-        return protocol.format_request("get", (file, Word(b"-")), None, tag)
+        self._waiting[tag] = download
+        self.bytes += download.offset
+        options = {"offset": download.offset} if download.offset else None
+        return protocol.format_request("get", (file, Word(b"-")), options, tag)
 
     # --- answers ---
 
@@ -553,7 +655,7 @@ class Downloads(_Transfers[Retrieved]):
         try:
             self._end_one(Outcome(download.path, self._complete(download, reply)))
         except (PfsdError, OSError) as error:
-            self.bytes -= download.received
+            self.bytes -= download.offset + download.received
             self._end_one(Outcome(download.path, error=_refusal(error, f"writing {download.path}")))
         finally:
             with suppress(PfsdError, OSError):

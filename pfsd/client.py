@@ -18,6 +18,7 @@ library, the protocol and the errors are all this needs; it never touches the st
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -216,6 +217,7 @@ class Client:
         files: Iterable[tuple[str | os.PathLike[str], Name]],
         *,
         replace: bool = False,
+        resume: bool = False,
         progress: Progress | None = None,
     ) -> AsyncIterator[Outcome[StoredFile]]:
         """Store regular files, pairs of a path and a name, and yield what became of each as it is known.
@@ -224,10 +226,13 @@ class Client:
         memory does not grow with their number or size. `files` is iterated in a thread, and no further than what is
         sent. The error of one file is an outcome; only ConnectionLost is raised. Whoever leaves early, with
         `aclose`, gives up what is on its way: of each file all is stored, or nothing.
+
+        With `resume` the daemon keeps what it has of a big file when this is cut short, and the next put of the
+        file, if it has not changed, goes on from there.
         """
         from pfsd import bulk
 
-        uploads = bulk.Uploads(self._link(), replace=replace)
+        uploads = bulk.Uploads(self._link(), replace=replace, resume=resume)
         steps = uploads.run((os.fspath(path), _bytes(name)) for path, name in files)
         async with aclosing(_stepwise(uploads, steps, progress)) as outcomes:
             async for outcome in outcomes:
@@ -257,6 +262,36 @@ class Client:
         async with aclosing(_stepwise(downloads, steps, progress)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
+
+    async def get_resumed(
+        self,
+        file: FileRef,
+        path: str | os.PathLike[str],
+        *,
+        replace: bool = False,
+        sync: bool = False,
+        progress: Progress | None = None,
+    ) -> Retrieved:
+        """Write a file to a path, and keep what has come when this is cut short, for the next call to go on from.
+
+        That is in `.NAME.KEY.pfsd-partial` beside it, where KEY stands for the content; it is checked, part by part,
+        against the MD5s that the daemon knows, and gone when the file is whole. Raises as `get_to`, and Busy when
+        another program is at it.
+        """
+        from pfsd import bulk
+
+        found = await self.stat(file, parts=True)
+        downloads = bulk.Downloads(self._link(), "", replace=replace, sync=sync)
+        key = hashlib.sha256(f"{found.file.id} {found.etag}".encode()).hexdigest()[:16]
+        parts = [(part.size, part.md5) for part in found.parts]
+        steps = downloads.resume(_file(found.file.id), os.fspath(path), key, parts)
+        async with aclosing(_stepwise(downloads, steps, progress)) as outcomes:
+            async for outcome in outcomes:
+                if outcome.result is None:
+                    assert outcome.error is not None
+                    raise outcome.error
+                result = outcome.result
+        return result
 
     def _link(self) -> Callable[[], bulk.Link]:
         """Opens a further connection like this one, for a thread."""

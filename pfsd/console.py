@@ -208,6 +208,9 @@ def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
     )
     put.add_argument("--replace", action="store_true", help="replace a stored file of that name")
     put.add_argument("-r", "--recursive", action="store_true", help="of a directory, store every regular file below it")
+    put.add_argument(
+        "--resume", action="store_true", help="go on where the last one was cut short, if FILE is the same"
+    )
 
     get = add("get", _get, "retrieve a file; it appears whole or not at all")
     _add_file(get, nargs=None)
@@ -218,6 +221,7 @@ def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
     get.add_argument("--length", type=_number, metavar="BYTES", help="retrieve this many bytes")
     get.add_argument("--sync", action="store_true", help="have it on the disk before it appears, power loss or not")
     get.add_argument("--zero-damage", action="store_true", help="fill what cannot be read with zeros; exit code 3")
+    get.add_argument("--resume", action="store_true", help="go on where the last one was cut short")
 
     listing = add("list", _list, "list the stored files")
     listing.add_argument("pattern", nargs="?", metavar="PATTERN", help="a glob over names, such as '*.tar'")
@@ -343,6 +347,8 @@ async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch
     paths: list[str] = arguments.files
     if len(paths) > 1 and (arguments.name is not None or "-" in paths):
         raise UsageError("--name and - go with one FILE only")
+    if arguments.resume and (arguments.recursive or "-" in paths):
+        raise UsageError("--resume is for files: it goes neither with -r nor with -")
     if paths == ["-"] and arguments.name is None:
         raise UsageError("standard input has no name: put - --name NAME")
     names = [path_name(path) if arguments.name is None else os.fsencode(arguments.name) for path in paths]
@@ -395,7 +401,8 @@ async def _put_regular(
     with watch(show_name(paths[0][1]) if single else tally.progress) as progress:
         total = _size_of(paths[0][0]) if single else None
         report = None if progress is None else partial(_of_total, progress, total)
-        async for outcome in client.put_many(files(), replace=arguments.replace, progress=report):
+        options = {"replace": arguments.replace, "resume": arguments.resume}
+        async for outcome in client.put_many(files(), progress=report, **options):
             tell()
             if outcome.result is not None:
                 tally.stored(outcome.result)
@@ -450,6 +457,8 @@ def path_name(path: str) -> bytes:
 
 async def _get(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
     ranged = arguments.offset or arguments.length is not None or arguments.zero_damage
+    if arguments.resume and (arguments.recursive or ranged or arguments.target == "-"):
+        raise UsageError("--resume is for whole files: no -r, -, --offset, --length, --zero-damage")
     if arguments.recursive:
         if ranged or arguments.target == "-":
             raise UsageError("-r retrieves whole files to a directory: no -, --offset, --length, --zero-damage")
@@ -465,8 +474,24 @@ async def _get(client: Client, arguments: argparse.Namespace, out: Output, watch
     if name in ("", ".", ".."):
         raise Denied(f"{target} does not name a file")
     with watch(show_name(file.name)) as progress:
-        await _get_regular(client, [(file.id, name)], folder, file.size, arguments, tally, progress)
+        if arguments.resume:
+            await _get_resumed(client, file, target, arguments, tally, progress)
+        else:
+            await _get_regular(client, [(file.id, name)], folder, file.size, arguments, tally, progress)
     return tally.end("get", "written")
+
+
+async def _get_resumed(
+    client: Client,
+    file: FileInfo,
+    target: str,
+    arguments: argparse.Namespace,
+    tally: _Tally,
+    progress: Progress | None,
+) -> None:
+    report = None if progress is None else partial(_of_total, progress, file.size)
+    options = {"replace": arguments.replace, "sync": arguments.sync}
+    tally.retrieved(await client.get_resumed(file.id, target, progress=report, **options), target)
 
 
 async def _get_tree(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
+import hashlib
 import os
 import stat
 import threading
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pfsd.aio import finish
-from pfsd.errors import Changed, Denied, Exists
+from pfsd.errors import Busy, Changed, Denied, Exists
 from pfsd.protocol import MAX_FRAME
 
 Result = TypeVar("Result")
@@ -274,14 +277,17 @@ class Draft:
             os.rename(self._temporary, self._path, src_dir_fd=where, dst_dir_fd=where)
             self._close()
         else:
-            self.discard()
+            self._remove()
 
     def discard(self) -> None:
         """Remove the temporary, if there is one."""
         if self.is_open:
-            self._close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary, dir_fd=self._folder())
+            self._remove()
+
+    def _remove(self) -> None:
+        self._close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=self._folder())
 
     def _close(self) -> None:
         os.close(self._fd)
@@ -289,6 +295,70 @@ class Draft:
 
     def _taken(self) -> Exists:
         return Exists(f"{self._shown} exists already and is kept; ask for it to be replaced, or name another target")
+
+
+class KeptDraft(Draft):
+    """A `Draft` that stays when it is not finished, to be gone on with: its temporary has a name of its own.
+
+    `key` stands for the content; drafts of other content have other temporaries.
+    """
+
+    def __init__(self, path: str, replace: bool, key: str) -> None:
+        super().__init__(path, replace)
+        parent, name = os.path.split(path)
+        short = os.fsencode(name)[: MAX_ENTRY - 64].decode("utf-8", "ignore")
+        self._temporary = os.path.join(parent, f".{short}.{key}.pfsd-partial")
+
+    def resume(self, parts: Iterable[tuple[int, str]]) -> int:
+        """Open the temporary and cut it behind the last part, of a size and an MD5, that is sound; returns its size.
+
+        Raises Busy when another program is writing it, Denied when something else is in its place.
+        """
+        self.check()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            self._fd = os.open(self._temporary, flags, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._strange() from None
+            raise
+        try:
+            return self._cut(parts)
+        except BaseException:
+            self._close()
+            raise
+
+    def _cut(self, parts: Iterable[tuple[int, str]]) -> int:
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise self._strange()
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"another program is retrieving {self._shown} just now") from None
+        sound = self._sound(parts)
+        os.ftruncate(self._fd, sound)
+        os.lseek(self._fd, sound, os.SEEK_SET)
+        return sound
+
+    def _strange(self) -> Denied:
+        return Denied(f"{self._temporary} is no regular file and is left alone")
+
+    def _sound(self, parts: Iterable[tuple[int, str]]) -> int:
+        sound = 0
+        with open(self._fd, "rb", buffering=0, closefd=False) as file:
+            for size, md5 in parts:
+                content = file.read(size)
+                if len(content) < size or hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+                    break
+                sound += size
+        return sound
+
+    def discard(self) -> None:
+        """Close the temporary and keep it, unless nothing is in it."""
+        if self.is_open and os.fstat(self._fd).st_size:
+            self._close()
+        else:
+            super().discard()
 
 
 class Target:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -12,9 +14,10 @@ import pytest
 
 from pfsd import bulk
 from pfsd.client import Client, ConnectionLost, Outcome, StoredFile
-from pfsd.errors import AuthError, Busy, Changed, Denied, Exists, NotFound, PfsdError, UsageError
+from pfsd.errors import AuthError, Busy, Changed, Denied, Exists, IoError, NotFound, PfsdError, UsageError
+from pfsd.transfer import KeptDraft
 from tests.fake_daemon import Reader, Writer, fake_daemon, request
-from tests.harness import Daemon, etag
+from tests.harness import PART, Daemon, etag
 
 MIB = 1 << 20
 
@@ -323,3 +326,224 @@ async def test_a_cancellation_gives_up_what_is_on_its_way(tmp_path: Path, home: 
         await gone.wait()
     assert os.listdir(home) == []
     assert still_open(home) == []
+
+
+# --- going on -----------------------------------------------------------------------------------
+
+
+class Receiver:
+    """A daemon that keeps what it got of an upload, and closes the connection after `most` bytes."""
+
+    def __init__(self, most: int, part: int = 1 << 20) -> None:
+        self.most = most
+        self.part = part
+        self.kept: dict[bytes, bytes] = {}
+        self.lines: list[bytes] = []
+
+    async def __call__(self, reader: Reader, writer: Writer) -> None:
+        tag, line = await request(reader)
+        self.lines.append(line)
+        key = line.rpartition(b"resume=")[2].split()[0]
+        content = self.kept.get(key, b"")
+        content = content[: len(content) // self.part * self.part]
+        writer.write(tag + b" RESUME offset=%d\n" % len(content))
+        received = 0
+        while (line := await reader.readuntil(b"\n")) != tag + b" DATA 0\n":
+            if line == tag + b" ABORT\n":
+                writer.write(tag + b' ERR cancelled message="given up"\n')
+                self.kept.pop(key, None)
+                return
+            piece = await reader.readexactly(int(line.removeprefix(tag + b" DATA ")))
+            content += piece
+            self.kept[key] = content
+            received += len(piece)
+            if received >= self.most:
+                return
+        size = len(content)
+        writer.write(tag + b" OK put id=1 size=%d stored=%d parts=1 etag=e-1 resumed=0 name=n\n" % (size, size))
+
+
+@pytest.fixture
+def big(home: Path) -> Path:
+    """A file that is worth going on with."""
+    path = home / "big"
+    path.write_bytes(os.urandom(bulk.CHUNK + 3 * MIB + 7))
+    return path
+
+
+def read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+async def put_resumed(where: str, path: Path) -> Outcome[StoredFile]:
+    async with await Client.connect(where) as client:
+        (outcome,) = [o async for o in client.put_many([(path, "n")], resume=True)]
+    return outcome
+
+
+async def test_a_put_goes_on_where_it_was_cut_short(tmp_path: Path, big: Path) -> None:
+    daemon = Receiver(most=3 * MIB)
+    async with fake_daemon(tmp_path, daemon) as where:
+        for _ in range(2):
+            with pytest.raises(ConnectionLost):
+                await put_resumed(where, big)
+        daemon.most = 1 << 40
+        heard: list[int] = []
+        async with await Client.connect(where) as client:
+            (outcome,) = [
+                o async for o in client.put_many([(big, "n")], resume=True, progress=lambda done, _: heard.append(done))
+            ]
+        assert outcome.result is not None and outcome.result.size == len(read(big))
+        assert heard[-1] == len(read(big))
+    assert list(daemon.kept.values()) == [read(big)]
+    assert len(set(daemon.lines)) == 1
+    key = daemon.lines[0].removeprefix(b"put - name=n size=chunked resume=")
+    assert re.fullmatch(rb"[0-9a-f]{64}", key)
+
+
+async def test_a_file_that_has_changed_is_sent_under_another_key(tmp_path: Path, big: Path) -> None:
+    daemon = Receiver(most=3 * MIB)
+    async with fake_daemon(tmp_path, daemon) as where:
+        with pytest.raises(ConnectionLost):
+            await put_resumed(where, big)
+        os.truncate(big, len(read(big)) - 1)
+        daemon.most = 1 << 40
+        assert (await put_resumed(where, big)).result is not None
+    assert list(daemon.kept.values())[1:] == [read(big)]
+    assert len(set(daemon.lines)) == 2
+
+
+@pytest.mark.parametrize("how", ["touched", "shrunk"])
+async def test_a_resumed_put_of_a_file_that_changes_is_given_up(
+    tmp_path: Path, big: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = bulk.Uploads._send_frame
+
+    def changing(self: bulk.Uploads, *arguments: int) -> int:
+        sent = frame(self, *arguments)
+        os.utime(big, ns=(1, 1)) if how == "touched" else os.truncate(big, MIB + 5)
+        return sent
+
+    monkeypatch.setattr(bulk.Uploads, "_send_frame", changing)
+    daemon = Receiver(most=1 << 40)
+    async with fake_daemon(tmp_path, daemon) as where:
+        outcome = await put_resumed(where, big)
+    assert isinstance(outcome.error, Changed)
+
+
+async def test_a_resumed_put_that_is_refused(tmp_path: Path, big: Path) -> None:
+    said: list[bytes] = []
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        tag, _ = await request(reader)
+        writer.write(tag + b' ERR exists message="taken"\n')
+        said.append(await reader.readuntil(b"\n"))
+
+    async with fake_daemon(tmp_path, script) as where:
+        assert isinstance((await put_resumed(where, big)).error, Exists)
+    assert said == [b"@1 ABORT\n"]
+
+
+async def test_small_files_are_stored_in_one_go(client: Client, home: Path) -> None:
+    (home / "small").write_bytes(bytes(bulk.CHUNK))
+    (outcome,) = [o async for o in client.put_many([(home / "small", "small")], resume=True)]
+    assert outcome.result is not None
+
+
+async def cut_short(client: Client, id: int, path: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Retrieve with a draft that breaks once it has so many bytes; returns what it leaves behind."""
+    write = KeptDraft.write
+
+    def failing(self: KeptDraft, content: bytes) -> None:
+        write(self, content)
+        if os.fstat(self._fd).st_size >= after:
+            raise OSError(5, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptDraft, "write", failing)
+        with pytest.raises(IoError):
+            await client.get_resumed(id, path)
+    (left,) = path.parent.glob(".*")
+    return left
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "longer", "empty", "gone"])
+async def test_a_get_goes_on_with_what_is_sound(
+    client: Client, home: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(20 * PART + 5)
+    stored = await client.put(content, "x")
+    left = await cut_short(client, stored.id, home / "target", 9 * PART + 3, monkeypatch)
+    assert left.name.startswith(".target.") and left.name.endswith(".pfsd-partial")
+    kept = left.read_bytes()
+    assert kept == content[: len(kept)] and len(kept) >= 9 * PART + 3
+    sound = len(kept) // PART * PART
+    if damage == "flipped":
+        left.write_bytes(kept[: 2 * PART + 9] + bytes([kept[2 * PART + 9] ^ 1]) + kept[2 * PART + 10 :])
+        sound = 2 * PART
+    elif damage == "longer":
+        left.write_bytes(content + b"more")
+        sound = len(content)
+    elif damage == "empty":
+        left.write_bytes(b"")
+        sound = 0
+    elif damage == "gone":
+        left.unlink()
+        sound = 0
+    heard: list[int] = []
+    got = await client.get_resumed(stored.id, home / "target", progress=lambda done, _: heard.append(done))
+    assert got.transferred == len(content) - sound
+    assert heard[-1] == len(content)
+    assert everything(home) == {"target": content}
+
+
+async def test_a_partial_of_other_content_is_not_touched(
+    client: Client, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await client.put(bytes(3 * PART), "x")
+    left = await cut_short(client, one.id, home / "target", PART, monkeypatch)
+    before = left.read_bytes()
+    await client.put(b"other", "x", replace=True)
+    assert (await client.get_resumed("x", home / "target")).transferred == 5
+    assert everything(home) == {"target": b"other", left.name: before}
+
+
+async def test_two_at_one_partial_do_not_mix(client: Client, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = await client.put(bytes(3 * PART), "x")
+    left = await cut_short(client, stored.id, home / "target", PART, monkeypatch)
+    with left.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="another program"):
+            await client.get_resumed(stored.id, home / "target")
+    assert (await client.get_resumed(stored.id, home / "target")).size == 3 * PART
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+async def test_a_partial_that_is_no_file_is_left_alone(
+    client: Client, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = await client.put(bytes(3 * PART), "x")
+    left = await cut_short(client, stored.id, home / "target", PART, monkeypatch)
+    left.unlink()
+    if kind == "link":
+        (home / "other").write_bytes(b"other")
+        left.symlink_to(home / "other")
+    else:
+        os.mkfifo(left)
+    with pytest.raises(Denied, match="no regular file"):
+        await client.get_resumed(stored.id, home / "target")
+    if kind == "link":
+        assert (home / "other").read_bytes() == b"other"
+    assert still_open(home) == []
+
+
+async def test_a_resumed_get_minds_the_target(client: Client, home: Path) -> None:
+    stored = await client.put(b"", "x")
+    (home / "target").write_bytes(b"mine")
+    with pytest.raises(Exists):
+        await client.get_resumed(stored.id, home / "target")
+    assert everything(home) == {"target": b"mine"}
+    await client.get_resumed(stored.id, home / "target", replace=True)
+    assert everything(home) == {"target": b""}
+    with pytest.raises(NotFound):
+        await client.get_resumed("none", home / "other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from pfsd import cli, progress
-from tests.harness import PATIENCE_SECONDS, Daemon, free_port
+from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port
 from tests.wire import fields
 
 ROOT = Path(__file__).parent.parent
@@ -414,6 +415,30 @@ def test_a_directory_of_stored_names_never_leads_out_of_the_target(run: Run) -> 
     assert err.count("pfsd: denied: ") == err.count("\n") == 4
     assert everything(".") == {"a": b"a", "target/ok": b"a"}
     assert run("get", "-r", "d", "other", "--quiet")[1] == ""
+
+
+def test_a_get_is_resumed(run: Run) -> None:
+    content = os.urandom(5 << 20)
+    Path("source").write_bytes(content)
+    run("put", "source")
+    (found, *parts) = objects(run("stat", "source", "--parts", "--json")[1])
+    key = hashlib.sha256(f"{found['id']} {found['etag']}".encode()).hexdigest()[:16]
+    Path(f".copy.{key}.pfsd-partial").write_bytes(content[:1_000_000])
+    (got,) = objects(run("get", "source", "copy", "--resume", "--json")[1])
+    assert got["transferred"] == len(content) - 1_000_000 // PART * PART
+    assert everything(".") == {"source": content, "copy": content}
+    assert run("get", "source", "copy", "--resume")[0] == 1
+    assert run("get", "source", "copy", "--resume", "--replace")[0] == 0
+    assert len(parts) == 80
+
+
+def test_wrong_use_of_resume(run: Run) -> None:
+    Path("d").mkdir()
+    for words in (["put", "-r", "d"], ["put", "-", "--name", "x"], ["get", "-r", "d"], ["get", "x", "-"]):
+        code, _, err = run(*words, "--resume")
+        assert code == 2 and "--resume" in err
+    assert run("get", "x", "y", "--offset", "1", "--resume")[0] == 2
+    assert run("get", "x", "--resume")[0] == 4
 
 
 def test_wrong_use_of_directories(run: Run, photos: dict[str, bytes]) -> None:
