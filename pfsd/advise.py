@@ -19,6 +19,8 @@ AS_FAST = 0.9
 LANES_GAIN = 1.2
 #: Below this share of pieces that do not shrink, content is taken for uniform.
 MIXED_FROM = 0.1
+#: With less than this as a sample, what is around the coding counts as much as the coding.
+LITTLE_BYTES = 1 * MIB
 #: Memory is advised for so many full runs for each process: two commands, each with one at work and one waiting.
 RUNS_FOR_EACH = 4
 #: and at most this share of what the machine has free.
@@ -189,8 +191,9 @@ def report(machine: Machine, advice: Sequence[Advice]) -> str:
     lanes = "not installed" if machine.md5_lanes is None else _mib(machine.md5_lanes)
     rows = [
         f"{machine.cpus} cores, {format_size(machine.memory // MIB * MIB)} of memory free; rates are MiB/s",
-        f"sample: {sample.bytes / MIB:.1f} MiB in {sample.pieces} pieces of {sample.origin}; "
+        f"sample: {sample.bytes / MIB:.1f} MiB, pieces: {sample.pieces}, of {sample.origin}; "
         f"{sample.raw_share:.0%} of them do not shrink",
+        *(["that is little: the rates below say not much"] if sample.bytes < LITTLE_BYTES else []),
         "",
         f"{'coding':10}{'encode':>8}{'decode':>8}{'ratio':>8}{'put':>8}",
         *(
