@@ -19,6 +19,8 @@ AS_FAST = 0.9
 LANES_GAIN = 1.2
 #: Below this share of pieces that do not shrink, content is taken for uniform.
 MIXED_FROM = 0.1
+#: With less than this as a sample, what is around the coding counts as much as the coding.
+LITTLE_BYTES = 1 * MIB
 #: Memory is advised for so many full runs for each process: two commands, each with one at work and one waiting.
 RUNS_FOR_EACH = 4
 #: and at most this share of what the machine has free.
@@ -97,7 +99,7 @@ def advise(machine: Machine, part_size: int) -> list[Advice]:
     """Settings for this machine, for parts of `part_size` bytes. Each pair of key and value fits the configuration."""
     processes = _processes(machine)
     codec = _codec(machine)
-    level = _level(machine)
+    level = _level(machine, codec.value)
     count = machine.cpus if processes.value == "auto" else int(processes.value)
     memory = _memory(machine, count, codec.value, int(level.value), part_size)
     return [processes, memory, codec, level, _md5(machine)]
@@ -120,10 +122,10 @@ def _memory(machine: Machine, processes: int, codec: str, level: int, part_size:
     wanted = processes * overhead + config.DAEMON_RESERVE + runs
     share = int(MEMORY_SHARE * machine.memory)
     chosen = max(least, min(wanted, share))
-    reason = f"full runs for {processes} processes and two commands at once"
+    reason = f"full runs in {processes} process{'es' if processes > 1 else ''}, for two commands at once"
     if chosen < wanted:
         reason = f"{'the least that works' if chosen == least else 'a quarter of what is free'}; "
-        reason += f"{format_size(_whole(wanted))} would allow full runs for two commands at once"
+        reason += f"{format_size(_whole(wanted))} would allow two commands full runs at once"
     return Advice("memory", format_size(_whole(chosen)), reason)
 
 
@@ -146,7 +148,9 @@ def _codec(machine: Machine) -> Advice:
     return Advice("codec", "zstd", f"the sample shrinks, ratio {fast.ratio:.2f}, and the disk keeps up with the cores")
 
 
-def _level(machine: Machine) -> Advice:
+def _level(machine: Machine, codec: str) -> Advice:
+    if codec == "none":
+        return Advice("level", "1", "for when the codec is changed: none has no levels")
     levels = _zstd(machine)
     best = max(machine.put_rate(each) for each in levels)
     fits = [each for each in levels if machine.put_rate(each) >= AS_FAST * best]
@@ -187,8 +191,9 @@ def report(machine: Machine, advice: Sequence[Advice]) -> str:
     lanes = "not installed" if machine.md5_lanes is None else _mib(machine.md5_lanes)
     rows = [
         f"{machine.cpus} cores, {format_size(machine.memory // MIB * MIB)} of memory free; rates are MiB/s",
-        f"sample: {sample.bytes / MIB:.1f} MiB in {sample.pieces} pieces of {sample.origin}; "
+        f"sample: {sample.bytes / MIB:.1f} MiB, pieces: {sample.pieces}, of {sample.origin}; "
         f"{sample.raw_share:.0%} of them do not shrink",
+        *(["that is little: the rates below say not much"] if sample.bytes < LITTLE_BYTES else []),
         "",
         f"{'coding':10}{'encode':>8}{'decode':>8}{'ratio':>8}{'put':>8}",
         *(

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from pfsd import codecs, disk, hashing
+from pfsd import codecs, disk, hashing, work
 from pfsd.advise import Coded, Disk, Machine, Sample
 from pfsd.coding import RAW_ABOVE
 from pfsd.config import MAX_RUN_PARTS, Config
@@ -33,7 +33,7 @@ from pfsd.kinds import MIB
 CANDIDATES = (("zstd", 1), ("zstd", 3), ("zstd", 5), ("zstd", 6), ("zstd", 9), ("zlib", 1), ("zlib", 6))
 #: Shares of the time for coding, processes, disk; the little that hashing takes comes on top.
 CODING_SHARE, SCALING_SHARE, DISK_SHARE = 0.5, 0.3, 0.2
-#: The best of so many counts: the clock of these runs on while other programs have the cores.
+#: The best of so many counts.
 SCALING_ROUNDS = 3
 #: Content that is sampled for each second of the whole, so that every candidate gets through all of it.
 SAMPLE_BYTES_PER_SECOND = 3 * MIB
@@ -53,6 +53,7 @@ def measure(settings: Config, seconds: float, directory: Path, files: Sequence[P
 
     UsageError when a file cannot be read, StoreUnavailable when the disk cannot be tried.
     """
+    work.keep_freed_memory()  # as the I/O processes do
     pieces, origin = sample(settings, files, max(MIN_SAMPLE_BYTES, int(seconds * SAMPLE_BYTES_PER_SECOND)))
     share = seconds * CODING_SHARE / len(CANDIDATES)
     code(*CANDIDATES[0], pieces, share / 4)  # the first pays for memory that the others find
@@ -170,13 +171,18 @@ def code(codec: str, level: int, pieces: Sequence[bytes], seconds: float) -> Cod
             break
     encoding = time.process_time() - began
     done = pieces[: len(coded)]
-    began = time.process_time()
-    for piece, encoded in zip(done, coded, strict=True):
-        codecs.decode(codec, encoded, len(piece))
-    decoding = time.process_time() - began
+    decoding = min(_decode(codec, done, coded) for _ in range(2))
     size = sum(map(len, done))
     stored = sum(min(len(piece), len(encoded)) for piece, encoded in zip(done, coded, strict=True))
     return Coded(codec, level, _rate(size, encoding), _rate(size, decoding), size / stored)
+
+
+def _decode(codec: str, pieces: Sequence[bytes], coded: Sequence[codecs.Buffer]) -> float:
+    """Seconds of CPU that decoding takes."""
+    began = time.process_time()
+    for piece, encoded in zip(pieces, coded, strict=True):
+        codecs.decode(codec, encoded, len(piece))
+    return time.process_time() - began
 
 
 def hash_rate(part_size: int) -> float:
@@ -196,9 +202,13 @@ def process_counts(cpus: int) -> list[int]:
 
 
 def scale(count: int, pieces: Sequence[bytes], seconds: float) -> float:
-    """Bytes a second that `count` processes code side by side with zstd 1, for so many seconds of the clock."""
+    """Bytes a second that `count` processes code side by side with zstd 1, tried for so many seconds of the clock.
+
+    The rates are of CPU time and added up: what counts is how far processes are in each other's way, in caches
+    and on threads of one core, not how busy the machine happens to be.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pfsd.codecs"])
+    context.set_forkserver_preload(["pfsd.measure"])
     together = context.Barrier(count)
     receiver, sender = context.Pipe(duplex=False)
     arguments = (together, sender, pieces[:MAX_RUN_PARTS], seconds)
@@ -217,16 +227,16 @@ def scale(count: int, pieces: Sequence[bytes], seconds: float) -> float:
 
 def _code_for(together: Barrier, sender: Connection, pieces: Sequence[bytes], seconds: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench ends its processes itself
+    work.keep_freed_memory()
     codecs.encode("zstd", 1, pieces[0])
     together.wait(START_SECONDS)
-    done, began = 0, time.perf_counter()
+    done, began, cpu_began = 0, time.perf_counter(), time.process_time()
     while True:
         for piece in pieces:
             codecs.encode("zstd", 1, piece)
             done += len(piece)
-            spent = time.perf_counter() - began
-            if spent >= seconds:
-                sender.send(_rate(done, spent))
+            if time.perf_counter() - began >= seconds:
+                sender.send(_rate(done, time.process_time() - cpu_began))
                 return
 
 

@@ -186,7 +186,7 @@ def set_up(setup: Setup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
-    _keep_freed_memory()
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     slab = os.open(setup.slab, os.O_RDWR | os.O_CLOEXEC)
     _Process.slab = memoryview(mmap.mmap(slab, setup.slab_size))
@@ -196,7 +196,7 @@ def set_up(setup: Setup) -> None:
     _Process.store = stores.open_store(setup.store_url, sync=setup.durable, epoch=setup.epoch)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let malloc keep the memory of one part for the next: page by page, taking it anew costs a third of a fetch."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc; others have no such habit

@@ -119,7 +119,7 @@ def test_the_report_holds_every_number_and_the_lines_to_paste() -> None:
     text = report(MACHINE, advice)
     for words in (
         "4 cores, 16GiB of memory free",
-        "32.0 MiB in 32 pieces of the files given; 0% of them do not shrink",
+        "32.0 MiB, pieces: 32, of the files given; 0% of them do not shrink",
         "zstd 3         450    1200    6.50    1515",
         "md5: hashlib 700, lanes 3500",
         "1000 written and synced, 0.40 ms for a small sync, in /store",
@@ -127,6 +127,9 @@ def test_the_report_holds_every_number_and_the_lines_to_paste() -> None:
         *snippet(advice),
     ):
         assert words in text
+    assert "that is little" not in text
+    little = replace(MACHINE, sample=replace(MACHINE.sample, bytes=MIB - 1))
+    assert "that is little" in report(little, advice)
     assert "lanes not installed" in report(replace(MACHINE, md5_lanes=None), advice)
 
 
