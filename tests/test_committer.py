@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pfsd import committer as committer_module
-from pfsd import journal as journal_module
 from pfsd import disk
+from pfsd import journal as journal_module
 from pfsd.committer import Committer
 from pfsd.errors import Internal, IoError, NoSpace, StorageFailed
 from pfsd.journal import Journal
