@@ -13,14 +13,13 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
 from pfsd.aio import finish
 from pfsd.errors import Internal, IoError, NoSpace, RequestError, StorageFailed, from_os_error
 from pfsd.journal import Journal
 from pfsd.records import Delete, Drop, Parts, Put, Ready, Record, Removed, encode
-from pfsd.registry import Registry
+from pfsd.registry import Registry, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +27,8 @@ Result = TypeVar("Result")
 
 #: Below this many bytes a journal is not worth compacting.
 COMPACT_ABOVE_BYTES = 1 << 20
-#: Records turned into JSON at one go while compacting: about a millisecond, for which everyone waits.
-SNAPSHOT_SLICE = 128
+#: Bytes of records made at one go while compacting, or one record: about a millisecond, for which everyone waits.
+SNAPSHOT_BYTES = 32 << 10
 
 
 @dataclass(frozen=True)
@@ -284,10 +283,12 @@ class Committer:
             compaction = await self._in(self._thread, self._journal.begin_compaction)
             snapshot = self._registry.snapshot()
         try:
-            while objects := [encode(record) for record in islice(snapshot, SNAPSHOT_SLICE)]:
+            while objects := _encode_some(snapshot):
                 await self._in(self._compact_thread, compaction.write, objects)
                 if self._is_over():
                     return False
+            while compaction.missed_many:
+                await self._in(self._compact_thread, compaction.catch_up)
             await self._in(self._compact_thread, compaction.sync)
             async with self._turn:
                 await self._in(self._thread, compaction.finish)
@@ -304,6 +305,18 @@ class Committer:
             return await loop.run_in_executor(thread, work, *args)
 
         return await finish(run())
+
+
+def _encode_some(snapshot: Snapshot) -> list[bytes]:
+    """The next records of a snapshot in JSON, as much as can be made at one go; none at its end."""
+    objects: list[bytes] = []
+    size = 0
+    for record in snapshot:
+        objects.append(encode(record))
+        size += len(objects[-1])
+        if size >= SNAPSHOT_BYTES:
+            break
+    return objects
 
 
 def _io_error(error: StorageFailed) -> IoError:

@@ -7,6 +7,7 @@ only and owns everything that has to be closed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -112,6 +113,7 @@ class Daemon:
         self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)
         self._registry = Registry()
         self._journal = self._open_journal(path / "journal.jsonl")
+        gc.freeze()  # the registries stay: the collector need not walk through them, while everyone waits
 
     def _open_journal(self, path: Path) -> Journal:
         if not os.path.lexists(path):
@@ -180,8 +182,7 @@ class Daemon:
         for file in self._registry.deleting():
             await self._engine.remove(file)
         swept = self._store.sweep_staged()
-        live = set(self._registry.live_packs())
-        orphans = [pack.pack for pack in self._store.list() if pack.pack not in live]
+        orphans = [pack.pack for pack in self._store.list() if not self._registry.is_used(pack.pack)]
         freed = await asyncio.to_thread(self._store.delete, orphans)
         self._registry.skip_packs(orphans)
         if swept or orphans:

@@ -52,6 +52,8 @@ MAX_TORN = 1 << 20
 SECTOR = 512
 #: Read at once, in bytes.
 CHUNK = 1 << 20
+#: Records that a compaction adds at once of what it missed.
+CATCH_UP = 256
 #: How far behind damage to look for records that still fit, in bytes.
 LOOK_BEHIND = 16 << 20
 
@@ -292,6 +294,17 @@ class Compaction:
         """Write JSON objects of the state at the time the compaction began. OSError: `abort` it."""
         self._log.write(objects)
 
+    @property
+    def missed_many(self) -> bool:
+        """Whether `finish` would have so much to add that `catch_up` should go before it."""
+        return len(self.missed) > CATCH_UP
+
+    def catch_up(self) -> None:
+        """Add some of what was missed; like `write`, it may run beside an append. OSError: `abort` this."""
+        some = self.missed[:CATCH_UP]
+        self.write(some)
+        del self.missed[: len(some)]  # what was appended meanwhile is behind it
+
     def sync(self) -> None:
         """Bring what is written so far to the disk, so that `finish` has little left to do. OSError."""
         if self._journal._sync:
@@ -392,23 +405,31 @@ class _Reader:
 
     def _take(self, lines: list[bytes]) -> bool:
         """Visit lines; False at the first that does not fit."""
-        log_file = self.log
-        for line in lines:
-            crc = crc32(line[:-TAIL_BYTES], log_file.crc)
-            # Bytes are compared, not values: any other spelling of the same number is a flipped bit.
-            if line[-TAIL_BYTES:] != b',"crc":"%08x"}' % crc or not line.startswith(b'{"seq":%d,' % log_file.seq):
-                return False
-            try:
-                if log_file.seq:
-                    self.visit(line)
+        try:
+            return self._visit(lines)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def _visit(self, lines: list[bytes]) -> bool:
+        """`_take`, but ValueError for what is refused; `log` is then behind the last line that was not."""
+        log_file, visit = self.log, self.visit
+        seq, crc, size = log_file.seq, log_file.crc, log_file.size
+        try:
+            for line in lines:
+                own = crc32(line[:-TAIL_BYTES], crc)
+                # Bytes are compared, not values: any other spelling of the same number is a flipped bit.
+                if line[-TAIL_BYTES:] != b',"crc":"%08x"}' % own or not line.startswith(b'{"seq":%d,' % seq):
+                    return False
+                if seq:
+                    visit(line)
                 else:
                     self.header = self._read_header(line)
-            except ValueError as error:
-                raise self._damaged(str(error)) from error
-            log_file.crc = crc
-            log_file.size += len(line) + 1
-            log_file.seq += 1
-        return True
+                crc = own
+                size += len(line) + 1
+                seq += 1
+            return True
+        finally:
+            log_file.seq, log_file.crc, log_file.size = seq, crc, size
 
     def _read_header(self, line: bytes) -> _Header:
         version = msgspec.json.decode(line, type=_Version)

@@ -236,12 +236,14 @@ def _spell(name: bytes) -> tuple[str, str]:
 
 def _name(line: _Named) -> bytes:
     """The name in a line, checked."""
-    if line.name and line.name_hex:
-        raise RecordError("both name and name_hex")
-    try:
-        name = binascii.unhexlify(line.name_hex) if line.name_hex else line.name.encode()
-    except ValueError as error:
-        raise RecordError(f"name_hex: {error}") from error
+    name = line.name.encode()
+    if line.name_hex:
+        if name:
+            raise RecordError("both name and name_hex")
+        try:
+            name = binascii.unhexlify(line.name_hex)
+        except ValueError as error:
+            raise RecordError(f"name_hex: {error}") from error
     if not 1 <= len(name) <= MAX_NAME:
         raise RecordError(f"a name of {len(name)} bytes; 1 to {MAX_NAME} can be")
     if b"\0" in name:

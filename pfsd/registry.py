@@ -57,6 +57,8 @@ _FACTS = Struct("<QQQQQI")
 _RUN = Struct("<QQIIQ")
 _ROW = Struct("<QIIB16s")
 _MD5 = Struct("<17x16s")
+#: Facts, run and row of a file of one part.
+_ONE_PART = Struct("<QQQQQIQQIIQQIIB16s")
 
 #: Parts that a snapshot writes into a Ready record; files of more are written as Put, Parts, Ready.
 INLINE_PARTS = 256
@@ -189,7 +191,7 @@ class Registry:
         self._handlers: dict[type, Callable[[Any], None]] = {
             Put: self._put,
             Parts: self._parts,
-            Ready: self._ready,
+            Ready: self._ready_quickly,
             Drop: self._drop,
             Delete: self._delete,
             Removed: self._removed,
@@ -250,6 +252,46 @@ class Registry:
         file._facts = _FACTS.pack(
             record.file, file.part_size, file.created, file.size + size, file.stored + stored, file.parts + parts
         )
+
+    def _ready_quickly(self, record: Ready) -> None:
+        """`_ready` for new files of one part, as nearly all are of which there are millions, in a third of the time."""
+        file_id, name, runs = record.file, record.name, record.runs
+        if (
+            len(runs) != 1
+            or len(runs[0].parts) != 1
+            or file_id < self.next_file
+            or record.replaces
+            or name in self._storing
+            or self._readable.get(name) is not None
+            or self._snapshot is not None
+        ):
+            self._ready(record)
+            return
+        run = runs[0]
+        ((offset, size, stored, codec, md5),) = run.parts
+        index, part_size, part, pack = self._codecs.get(codec), record.part_size, run.part, run.pack
+        if run.seq or size != record.size or not 0 < size <= part_size or index is None:
+            self._ready(record)
+            return
+        footprint = run.head + stored
+        try:
+            facts = _ONE_PART.pack(
+                *(file_id, part_size, record.created, size, stored, 1),
+                *(pack, part, 0, run.head, footprint),
+                *(offset, size, stored, index, unhexlify(md5)),
+            )
+        except (StructError, ValueError) as error:
+            raise RegistryError(str(error)) from error
+        self._files[file_id] = self._readable[name] = File(name, _READY, facts)
+        self._use_pack(pack, footprint)
+        self.next_file = file_id + 1
+        if part >= self.next_part:
+            self.next_part = part + 1
+        self.live_bytes += FILE_BYTES + RUN_BYTES + PART_BYTES + len(name)
+        self.files_ready += 1
+        self.parts_ready += 1
+        self.size += size
+        self.stored += stored
 
     def _ready(self, record: Ready) -> None:
         file_id = record.file
@@ -560,11 +602,13 @@ class Registry:
             self.next_pack = pack + 1
             self._packs[pack] = footprint
             return
-        live = self._packs.get(pack)
-        if live is not None:
-            self._more_runs[pack] = self._more_runs.get(pack, 0) + 1
-            footprint += live
-        self._packs[pack] = footprint
+        place = self._packs.place(pack)
+        if place is None:
+            self._packs[pack] = footprint
+            return
+        live_bytes, at = place
+        live_bytes[at] += footprint
+        self._more_runs[pack] = self._more_runs.get(pack, 0) + 1
 
     def _release_pack(self, run: bytes) -> None:
         """A pack has one run less, whose bytes do not count any more."""
@@ -578,8 +622,10 @@ class Registry:
     def _bury(self, *runs: bytes) -> None:
         """The bytes of runs do not count as live any more, though their file still uses the packs."""
         for run in runs:
-            pack = _pack_id(run)
-            self._packs[pack] = self.live_bytes_of(pack) - _footprint(run)
+            place = self._packs.place(_pack_id(run))
+            assert place is not None
+            live_bytes, at = place
+            live_bytes[at] -= _footprint(run)
 
     def _count(self, sign: int, parts: int, size: int, stored: int) -> None:
         """A readable file of so much comes or goes."""
@@ -720,8 +766,11 @@ class Snapshot:
                 if found is not None and found.file.status in _READABLE:
                     self._kept.pop(file_id, None)
                     yield found
-        gone = [found for found in self._kept.values() if found is not None and found.file.status in _READABLE]
-        yield from gone
+        self._done = 2**64
+        for file_id in list(self._kept):
+            found = self._kept[file_id]
+            if found is not None and found.file.status in _READABLE:
+                yield found
 
 
 def _first_seq(packed: bytes) -> int:

@@ -39,16 +39,21 @@ class IdTable(Generic[Row]):
         return sum(map(len, self._ids))
 
     def __contains__(self, id: int) -> bool:
-        return self.get(id) is not None
+        return self.place(id) is not None
 
     def get(self, id: int) -> Row | None:
         """The row of an id."""
+        place = self.place(id)
+        return None if place is None else place[0][place[1]]
+
+    def place(self, id: int) -> tuple[MutableSequence[Row], int] | None:
+        """The column that has the row of an id, and where in it; good until the next id comes or goes."""
         page = bisect_right(self._firsts, id) - 1
         if page < 0:
             return None
         ids = self._ids[page]
         at = bisect_left(ids, id)
-        return self._rows[page][at] if at < len(ids) and ids[at] == id else None
+        return (self._rows[page], at) if at < len(ids) and ids[at] == id else None
 
     def __setitem__(self, id: int, row: Row) -> None:
         if id <= self._last:

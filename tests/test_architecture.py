@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
     {"packs", "records", "config", "verbs", "paths"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
@@ -43,7 +43,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure",
+    "measure", "tables",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {

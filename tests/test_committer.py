@@ -17,6 +17,7 @@ import pytest
 
 from pfsd import committer as committer_module
 from pfsd import disk
+from pfsd import journal as journal_module
 from pfsd.committer import Committer
 from pfsd.errors import Internal, IoError, NoSpace, StorageFailed
 from pfsd.journal import Journal
@@ -295,8 +296,9 @@ async def test_a_sync_that_fails_on_the_reserve_is_final_too(made: Made, fake: D
 
 @pytest.fixture
 async def dead(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
-    """A journal in which almost all is dead, and a snapshot taken in many small pieces."""
-    monkeypatch.setattr(committer_module, "SNAPSHOT_SLICE", 1)
+    """A journal in which almost all is dead; a snapshot, and what a compaction misses, are taken in small pieces."""
+    monkeypatch.setattr(committer_module, "SNAPSHOT_BYTES", 1)
+    monkeypatch.setattr(journal_module, "CATCH_UP", 2)
     life = [[ready(file), Delete(file), Removed(file)] if file % 10 else [ready(file)] for file in range(1, 200)]
     await asyncio.gather(*map(made.committer.commit, life))
     return made
@@ -374,7 +376,7 @@ async def test_a_compaction_whose_rename_may_not_last_stops_everything(dead: Mad
 
 
 async def test_closing_gives_a_compaction_up(tmp_path: Path, fake: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer_module, "SNAPSHOT_SLICE", 1)
+    monkeypatch.setattr(committer_module, "SNAPSHOT_BYTES", 1)
     made = Made(tmp_path / "journal.jsonl")
     await made.committer.commit([ready(file) for file in range(1, 200)])
     compacting = asyncio.create_task(made.committer.compact())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -165,7 +166,6 @@ def test_paging_after_most_files_are_gone() -> None:
             registry.apply(Delete(file))
             registry.apply(Removed(file))
     assert [file.id for file in registry.files_after(150, 3)] == [200, 300, 400]
-    assert len(registry._ids) < 1500
 
 
 def test_delete_frees_the_name_and_keeps_the_file_until_removed() -> None:
@@ -213,6 +213,63 @@ def test_drop_gives_the_name_back_but_not_the_id() -> None:
     registry = made(put(5, b"a"), Parts(5, run(1, 0, [10])), Drop(5), Drop(8))
     assert registry.name_taken(b"a") is None and registry.file(5) is None and registry.live_packs() == set()
     assert ids(registry) == (9, 2, 2)
+
+
+# --- millions of files ---
+
+
+def test_the_quick_way_for_small_files_and_the_other_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [ready(file, b"n%d" % file, run(file // 3, 0, [file], part=2 * file)) for file in range(3, 60)]
+    quick = made(*history)
+    slowly = Registry()
+    calls = []
+    original = Registry._ready
+    monkeypatch.setattr(Registry, "_ready", lambda self, record: (calls.append(1), original(self, record)))
+    for record in history:
+        slowly._ready(record)
+    assert len(calls) == len(history)
+    made(*history)
+    assert len(calls) == len(history) + 1, "only the first, whose codec is new, takes the other way"
+    assert (state(quick), ids(quick)) == (state(slowly), ids(slowly))
+
+
+@pytest.mark.parametrize("files_of_a_pack", [1, 64])
+def test_a_small_file_takes_little_memory(files_of_a_pack: int) -> None:
+    lines = [
+        encode(
+            ready(file, b"photos/2023/summer/IMG_%08d-edited.jpeg" % file, run(file // files_of_a_pack + 1, 0, [77]))
+        )
+        for file in range(1, 20_001)
+    ]
+    registry = Registry()
+    tracemalloc.start()
+    try:
+        for line in lines:
+            registry.replay(line)
+        taken, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert registry.files_ready == 20_000
+    assert taken / 20_000 < 400 and peak < 1.05 * taken
+
+
+def test_a_snapshot_begins_without_looking_at_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = made(*(ready(file, b"n%d" % file) for file in range(1, 1000)))
+    seen = []
+    original = registry._files.after
+    monkeypatch.setattr(registry._files, "after", lambda *of: seen.append(1) or original(*of))
+    snapshot = registry.snapshot()
+    assert not seen
+    assert next(snapshot) == Ids(1000, 1, 1)
+    next(snapshot)
+    assert len(seen) == 1, "a page"
+    registry.apply(Delete(999))
+    registry.apply(Delete(1))
+    assert len(snapshot._kept) == 1, "the file that is still to come, not the one that is out"
+    registry.apply(Removed(999))
+    registry.apply(ready(2000, b"new"))
+    rest = [record for record in snapshot if isinstance(record, Ready)]
+    assert [record.file for record in rest] == [*range(2, 1000)]
 
 
 # --- refusals ---
@@ -490,6 +547,8 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(registry_module, "SNAPSHOT_PAGE", 2)
         self.registry = Registry()
         self.history: list[Record] = []
         self.names: dict[bytes, int] = {}
@@ -700,6 +759,7 @@ class Model(RuleBasedStateMachine):
         assert all(self.registry.is_used(pack) == (pack in users) for pack in range(self.registry.next_pack + 1))
 
     def teardown(self) -> None:
+        self.patch.undo()
         if self.snapshot is not None:
             self.take_of_snapshot(10**6)
         for again in (replayed(self.history), replayed(self.registry.snapshot())):

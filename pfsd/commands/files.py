@@ -16,7 +16,7 @@ from pfsd.protocol import check_name
 from pfsd.registry import File, Status
 
 #: Files handed out at once by `list_files`, so that a long list can be sent in pieces.
-PAGE = 256
+PAGE = 64
 
 
 class Deleted(NamedTuple):
