@@ -29,9 +29,9 @@ from socket import socket
 from statistics import median
 from zlib import crc32
 
-from compare import machine, say
 from daemon import Daemon, Failed
 from memory import SWITCH_SECONDS, data, usage_of
+from suite import machine, say
 
 #: In the files that everything is compared with.
 FEW = 10
