@@ -15,6 +15,7 @@ from pfsd import protocol
 from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
+from pfsd.commands.reclaim import Reclaimer
 from pfsd.connection import Connection
 from pfsd.errors import RequestError
 from pfsd.protocol import Request, Value
@@ -25,6 +26,7 @@ class Service:
     """What all sessions share. The daemon owns it."""
 
     engine: Engine
+    reclaimer: Reclaimer
     token: str | None
     allow_exit: str
     idle_seconds: float

@@ -28,6 +28,7 @@ from pfsd import coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands.engine import Engine, Settings
+from pfsd.commands.reclaim import Reclaimer
 from pfsd.committer import Committer
 from pfsd.config import Config
 from pfsd.connection import Connection
@@ -161,8 +162,10 @@ class Daemon:
             settings=Settings(config.part_size, config.run_parts),
             coding=coding.policy(config.codec, config.level),
         )
+        self._reclaimer = Reclaimer(self._engine)
         self._service = Service(
             engine=self._engine,
+            reclaimer=self._reclaimer,
             token=config.token,
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
@@ -182,9 +185,15 @@ class Daemon:
         for file in self._registry.deleting():
             await self._engine.remove(file)
         swept = self._store.sweep_staged()
-        orphans = [pack.pack for pack in self._store.list() if not self._registry.is_used(pack.pack)]
+        orphans = []
+        for pack, size in self._store.list():
+            if self._registry.is_used(pack):
+                self._reclaimer.note_size(pack, size)
+            else:
+                orphans.append(pack)
         freed = await asyncio.to_thread(self._store.delete, orphans)
         self._registry.skip_packs(orphans)
+        self._reclaimer.note([])
         if swept or orphans:
             log.info("swept %d unfinished and %d unused packs, %d bytes", swept, len(orphans), freed)
 
@@ -319,6 +328,7 @@ class Daemon:
     async def _all_done(self) -> None:
         while self._service.running:
             await asyncio.wait(self._service.running)
+        await self._reclaimer.stop()
         await self._engine.settle()
 
     def _watch_stop(self) -> None:

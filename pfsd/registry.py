@@ -539,7 +539,8 @@ class Registry:
                 total_stored += stored
                 packed.append(_ROW.pack(offset, size, stored, self._codec_index(codec), unhexlify(md5)))
             count = len(packed)
-            packed.insert(0, _RUN.pack(run.pack, run.part, run.seq, head, total_stored + head * count))
+            footprint = total_stored + head * max(1, count)  # an end marker is a header
+            packed.insert(0, _RUN.pack(run.pack, run.part, run.seq, head, footprint))
         except (StructError, ValueError) as error:
             raise RegistryError(str(error)) from error
         return b"".join(packed), count, total, total_stored
@@ -577,7 +578,7 @@ class Registry:
 
     def _add(self, run: Run) -> None:
         """Count a run that a file gets; the caller puts it in."""
-        footprint = parts = 0
+        footprint, parts = (0 if run.parts else run.head), 0
         for row in run.parts:
             footprint += run.head + row[2]
             parts += 1

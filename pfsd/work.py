@@ -78,12 +78,12 @@ class StoreBatch(NamedTuple):
     every: int = 1  # code the parts whose seq is a multiple of it, store the others as they are
 
 
-def staging_tokens(batch: StoreBatch) -> set[str]:
+def staging_tokens(batch: StoreBatch | CopyBatch) -> set[str]:
     """The tokens that attempts at a batch stage their pack under."""
     return {_token(batch, attempt) for attempt in range(ATTEMPTS)}
 
 
-def _token(batch: StoreBatch, attempt: int) -> str:
+def _token(batch: StoreBatch | CopyBatch, attempt: int) -> str:
     return f"{batch.token}.{attempt}"
 
 
@@ -129,6 +129,15 @@ class LoadBatch(NamedTuple):
     skip: int = 0  # of the joined bytes, this many at the front are not wanted in the target
     length: int = 0  # and then this many are
     sync: bool = False  # the target will be synced
+
+
+class CopyBatch(NamedTuple):
+    """Parts of a pack that go into another: file, sequence number, and where they lie now."""
+
+    token: str
+    store: bytes
+    pack: int
+    parts: tuple[tuple[int, int, PartRow], ...]
 
 
 class BadPart(NamedTuple):
@@ -416,6 +425,39 @@ def _at_most(views: list[memoryview], length: int) -> list[memoryview]:
         wanted.append(view[:length])
         length -= len(view)
     return wanted
+
+
+@_task
+def list_pack(pack: int, attempt: int) -> tuple[packs.Found, ...]:
+    """The parts in a pack, end markers among them. Missing; Corrupt when some stretch of it is no part."""
+    with _Process.store.open(pack) as reader:
+        found = tuple(packs.scan(reader.read, reader.size))
+    if damage := [part for part in found if isinstance(part, packs.Damage)]:
+        raise Corrupt(f"pack {pack:016x} has {damage[0].length} unreadable bytes at {damage[0].offset}")
+    return tuple(part for part in found if isinstance(part, packs.Found))
+
+
+@_task
+def copy_parts(task: CopyBatch, attempt: int) -> StoredBatch:
+    """Check parts of a pack and stage another with them alone, as they are. Missing, Corrupt, NoSpace."""
+    token = _token(task, attempt)
+    _Process.store.discard(_token(task, earlier) for earlier in range(attempt))
+    rows: list[PartRow] = []
+    with _Process.store.open(task.pack) as pack:
+        _Process.store.stage(token, _copies(pack, task, rows))
+    return StoredBatch(token, tuple(rows), Measured(0, 0, 0.0, 0.0))
+
+
+def _copies(pack: stores.PackReader, task: CopyBatch, rows: list[PartRow]) -> Iterator[codecs.Buffer]:
+    offset = 0
+    for file, seq, row in task.parts:
+        encoded = pack.read(row.offset, row.head + row.stored)
+        content = packs.decode_part(encoded, task.store, file, seq, row)
+        if row.size and hashing.md5(content) != row.md5:
+            raise Corrupt(f"part {seq} of file {file} in pack {task.pack:016x} is not what it was")
+        rows.append(row._replace(offset=offset))
+        offset += len(encoded)
+        yield encoded
 
 
 @_task

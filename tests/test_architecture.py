@@ -23,7 +23,7 @@ LAYERS = [
     {"commands.shared"},
     {"commands.engine"},
     {"commands.put", "commands.get", "commands.files"},
-    {"commands.verify"},
+    {"commands.verify", "commands.reclaim"},
     {"connection"},
     {"calls"},
     {"handlers"},

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,10 +87,12 @@ class Engine:
     _pins: Counter[int] = field(default_factory=Counter)
     _unpinned: dict[int, asyncio.Event] = field(default_factory=dict)
     _background: set[asyncio.Task[int]] = field(default_factory=set)
+    #: Called with packs in which something has died.
+    on_waste: Callable[[Iterable[int]], None] = lambda packs: None
 
     def __post_init__(self) -> None:
         #: Where small files are stored together.
-        self.shared = SharedPacks(self.store, self.workers, self.coding, self.registry.new_pack_id, self._unlink_soon)
+        self.shared = SharedPacks(self.store, self.workers, self.coding, self.registry.new_pack_id, self._let_go)
         self._small_loads: Gatherer[work.LoadBatch, tuple[work.BadPart, ...] | work.Failure] = Gatherer(
             self._load_together, at_once=len(self.workers), most_items=SMALL_LOADS, most_cost=SMALL_LOADS_BYTES
         )
@@ -156,6 +158,11 @@ class Engine:
                 if event := self._unpinned.pop(file.id, None):
                     event.set()
 
+    async def unpinned(self, file: File) -> None:
+        """Wait until nobody reads the file."""
+        if self._pins[file.id]:
+            await self._unpinned.setdefault(file.id, asyncio.Event()).wait()
+
     # --- packs ---
 
     async def remove(self, file: File) -> int:
@@ -163,8 +170,7 @@ class Engine:
 
         Returns the bytes freed. What fails is logged and done at the next start, which knows packs of nobody.
         """
-        if self._pins[file.id]:
-            await self._unpinned.setdefault(file.id, asyncio.Event()).wait()
+        await self.unpinned(file)
         packs = self.registry.packs_of(file.id)
         try:
             await self.committer.commit([records.Removed(file=file.id)])
@@ -175,6 +181,7 @@ class Engine:
 
     async def unlink_unused(self, packs: Sequence[int]) -> int:
         """Unlink those of these packs that no file needs; returns the bytes freed."""
+        self.on_waste(packs)
         unused = [pack for pack in packs if not self.registry.is_used(pack) and not self.shared.is_held(pack)]
         freed, flow = 0, Flow()
         try:
@@ -191,14 +198,19 @@ class Engine:
 
     def remove_soon(self, file: File) -> asyncio.Task[int]:
         """`remove` in the background."""
-        return self._in_background(self.remove(file))
+        return self.in_background(self.remove(file))
 
-    def _unlink_soon(self, pack: int) -> None:
-        """A pack is not held any more."""
-        if not self.registry.is_used(pack) and not self.committer.failed:
-            self._in_background(self.unlink_unused([pack]))
+    def _let_go(self, pack: int, wasted: bool) -> None:
+        """A pack is not held any more; `wasted` if something in it belongs to no file."""
+        if self.committer.failed:
+            return  # it is not known which records were written
+        if not self.registry.is_used(pack):
+            self.in_background(self.unlink_unused([pack]))
+        elif wasted:
+            self.on_waste([pack])
 
-    def _in_background(self, job: Coroutine[Any, Any, int]) -> asyncio.Task[int]:
+    def in_background(self, job: Coroutine[Any, Any, int]) -> asyncio.Task[int]:
+        """Start a job that the daemon waits for when it stops."""
         task = asyncio.create_task(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

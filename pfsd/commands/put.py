@@ -83,7 +83,7 @@ class Storing:
                 await finish(self._take_back())
         finally:
             if self._shared_pack is not None:
-                self._engine.shared.release(self._shared_pack)
+                self._engine.shared.release(self._shared_pack, given_up=not self._committed)
             self._engine.disclaim(self._name)
 
     def announce(self) -> None:
@@ -151,14 +151,14 @@ class Storing:
 
     def _note(self, seq: int, pack: int, rows: Sequence[work.PartRow]) -> None:
         """Remember where a run went; the row of an end marker tells only that."""
-        rows = [row for row in rows if row.size]
+        head, rows = rows[0].head, [row for row in rows if row.size]
         self._md5s[seq] = b"".join(row.md5 for row in rows)
         self._stored += sum(row.stored for row in rows)
         self._runs[seq] = records.Run(
             pack=pack,
             seq=seq,
             part=self._engine.registry.new_part_ids(len(rows)) if rows else 0,
-            head=rows[0].head if rows else 0,
+            head=head,
             parts=[(row.offset, row.size, row.stored, row.codec, row.md5.hex()) for row in rows],
         )
 

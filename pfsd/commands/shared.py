@@ -58,16 +58,17 @@ class SharedPacks:
         workers: Workers,
         coding: Chooser,
         new_pack_id: Callable[[], int],
-        unlink_unless_used: Callable[[int], object],
+        let_go: Callable[[int, bool], object],
     ) -> None:
-        """`unlink_unless_used` is called with a pack that nobody holds any more."""
+        """`let_go` is called with a pack that nobody holds any more, and whether something in it was given up."""
         self._store = store
         self._workers = workers
         self._coding = coding
         self._new_pack_id = new_pack_id
-        self._unlink_unless_used = unlink_unless_used
+        self._let_go = let_go
         self._flow = Flow()  # all small files together count as one command
         self._held: Counter[int] = Counter()
+        self._wasted: set[int] = set()  # those with something in them that was given up
         self._gatherer: Gatherer[SmallFile, Placed | work.Failure] = Gatherer(
             self._store_together,
             at_once=len(workers),
@@ -87,16 +88,23 @@ class SharedPacks:
         """Whether some file in the pack is neither committed nor given up."""
         return self._held[pack] > 0
 
-    def release(self, pack: int) -> None:
+    def hold(self, pack: int, files: int = 1) -> None:
+        """Files in the pack will be committed or given up, with a `release` for each."""
+        self._held[pack] += files
+
+    def release(self, pack: int, given_up: bool = False) -> None:
         """One file in the pack is committed, or given up."""
+        if given_up:
+            self._wasted.add(pack)
         self._held[pack] -= 1
         if not self._held[pack]:
             del self._held[pack]
-            self._unlink_unless_used(pack)
+            self._let_go(pack, pack in self._wasted)
+            self._wasted.discard(pack)
 
     def _give_up(self, placed: Placed | work.Failure) -> None:
         if isinstance(placed, Placed):
-            self.release(placed.pack)
+            self.release(placed.pack, given_up=True)
 
     async def _store_together(self, files: Sequence[SmallFile]) -> list[Placed | work.Failure]:
         pack = self._new_pack_id()
@@ -119,7 +127,8 @@ class SharedPacks:
         except BaseException:
             await asyncio.to_thread(self._discard, batch, pack)
             raise
-        self._held[pack] += held
+        if held:
+            self.hold(pack, held)
         return results
 
     def _publish(self, token: str, pack: int) -> None:

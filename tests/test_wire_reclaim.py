@@ -1,0 +1,126 @@
+"""Shared packs that are mostly dead are written again, and nothing in them is lost."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+from tests.harness import PART, Daemon, noise
+from tests.test_wire_small import digests_of, get_all
+from tests.wire import Wire, code, fields
+
+FILES = {f"f{at}": noise(2000 + at, at) for at in range(60)} | {"empty": b"", "two parts": noise(PART + 1)}
+NAMES = {name.replace(" ", "-"): content for name, content in FILES.items()}
+
+
+def put_in_one_pack(daemon: Daemon, wire: Wire, files: dict[str, bytes]) -> Path:
+    """Stop the processes until all files have arrived, so that they make one batch."""
+    wire.ask(b"put - name=first size=1\nx")
+    wire.ask(b"delete first\n")
+    workers = daemon.workers()
+    for process in workers:
+        process.send_signal(signal.SIGSTOP)
+    busy = [daemon.connect() for _ in workers]
+    for at, other in enumerate(busy):  # each takes one process
+        other.send(b"put - name=busy%d size=1\nx" % at)
+        daemon.wait_until("processes_busy", str(at + 1))
+    lines = [
+        b"@%b put - name=%b size=%d\n%b" % (name.encode(), name.encode(), len(content), content)
+        for name, content in files.items()
+    ]
+    wire.send(b"".join(lines))
+    daemon.wait_until("requests", str(len(files) + len(busy) + 1))
+    for process in workers:
+        process.send_signal(signal.SIGCONT)
+    assert {code(wire.line()) for _ in files} == {"OK"}
+    for other in busy:
+        assert code(other.line()) == "OK"
+        other.close()
+    for at in range(len(busy)):
+        wire.ask(b"delete busy%d\n" % at)
+    (pack,) = daemon.packs()
+    return pack
+
+
+def test_a_mostly_dead_pack_is_copied_and_goes(daemon: Daemon) -> None:
+    files = dict(NAMES)
+    with daemon.connect() as wire:
+        pack = put_in_one_pack(daemon, wire, files)
+        size = pack.stat().st_size
+        for at in range(20):
+            assert fields(wire.last(b"delete f%d\n" % at))["freed"] == "0"
+            del files[f"f{at}"]
+        assert 0 < int(daemon.stats()["waste"]) < size / 2
+        assert daemon.packs() == [pack], "not worth it yet"
+        wire.last(b"delete two-parts f20 f21\n")
+        for name in ("two-parts", "f20", "f21"):
+            del files[name]
+        daemon.wait_until("packs_copied", "1")
+        daemon.wait_until("waste", "0")
+        daemon.wait_until("reclaimed", str(size))
+        (copy,) = daemon.packs()
+        assert copy != pack and copy.stat().st_size < size / 2
+        assert get_all(wire, list(files)) == digests_of(files)
+        assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % len(files))
+        before = wire.ask(b"stat f30 parts=yes\n")
+        daemon.kill()
+    daemon.start()
+    with daemon.connect() as wire:
+        assert wire.ask(b"stat f30 parts=yes\n") == before
+        assert get_all(wire, list(files)) == digests_of(files)
+        assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % len(files))
+        wire.ask(b"delete %b\n" % b" ".join(name.encode() for name in files))
+        assert daemon.packs() == []
+
+
+def test_what_was_mostly_dead_at_the_start_is_copied(daemon: Daemon) -> None:
+    files = dict(NAMES)
+    with daemon.connect() as wire:
+        put_in_one_pack(daemon, wire, files)
+        doomed = [f"f{at}" for at in range(58)]
+        wire.send(b"delete %b\n" % " ".join(doomed).encode())
+        wire.reply()
+        daemon.kill()  # before it has come to the copying, or in the middle of it, or after
+    for name in doomed:
+        del files[name]
+    daemon.start()
+    daemon.wait_until("waste", "0")
+    assert [path.stat().st_size < 200_000 for path in daemon.packs()] == [True]
+    with daemon.connect() as wire:
+        assert get_all(wire, list(files)) == digests_of(files)
+
+
+def test_a_reader_keeps_the_pack_that_it_reads_from(daemon: Daemon) -> None:
+    big = noise(PART * 7)
+    files = {"big": big} | {f"f{at}": noise(PART) for at in range(8)}
+    with daemon.connect() as wire:
+        pack = put_in_one_pack(daemon, wire, files)
+        with Wire(daemon.address, receive_buffer=4096) as slow:
+            slow.send(b"get big -\n" * 40)  # more than the system's buffers take
+            slow.peek(10)
+            wire.last(b"delete %b\n" % b" ".join(b"f%d" % at for at in range(8)))
+            daemon.wait_until("packs_copied", "1")
+            assert pack.exists()
+            for _ in range(40):
+                content, final = slow.frames()
+                assert content == big and code(final) == "OK"
+        daemon.stop()
+        assert not pack.exists() and len(daemon.packs()) == 1
+
+
+def test_a_damaged_pack_stays_as_it_is(daemon: Daemon) -> None:
+    files = {f"f{at}": noise(3000, at) for at in range(20)}
+    with daemon.connect() as wire:
+        pack = put_in_one_pack(daemon, wire, files)
+        content = bytearray(pack.read_bytes())
+        content[-1] ^= 1
+        pack.write_bytes(content)
+        wire.last(b"delete %b\n" % b" ".join(b"f%d" % at for at in range(15)))
+        wire.last(b"verify f16\n")
+        daemon.stop()
+        assert daemon.packs() == [pack] and "stays as it is" in daemon.log
+        daemon.start()
+    with daemon.connect() as wire:
+        names = [f"f{at}" for at in range(15, 20)]
+        codes = [code(wire.last(b"verify %b\n" % name.encode())) for name in names]
+        assert sorted(codes) == ["OK"] * 4 + ["corrupt"]
