@@ -19,7 +19,6 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from pfsd import codecs, disk, hashing, work
@@ -42,8 +41,6 @@ MIN_SAMPLE_BYTES = 4 * MIB
 MAX_FILES = 20_000
 #: As much as a run of parts that does not shrink.
 PACK_BYTES = 16 * MIB
-#: Processes that wait for each other this long wait for one that is dead.
-START_SECONDS = 60.0
 #: For small appends, each synced.
 SMALL_BYTES, SMALL_SYNCS = 4096, 50
 
@@ -209,34 +206,43 @@ def scale(count: int, pieces: Sequence[bytes], seconds: float) -> float:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pfsd.measure"])
-    together = context.Barrier(count)
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (together, sender, pieces[:MAX_RUN_PARTS], seconds)
-    processes = [context.Process(target=_code_for, args=arguments, daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
-    sender.close()  # so that the end of all processes is seen
+    ends: list[Connection] = []  # pipes and no barrier: its semaphores have names, which a kill leaves behind
+    processes = []
+    for _ in range(count):
+        ours, theirs = context.Pipe()
+        ends.append(ours)
+        processes.append(context.Process(target=_code_for, args=(theirs, pieces[:MAX_RUN_PARTS], seconds), daemon=True))
+        processes[-1].start()
+        theirs.close()  # so that the end of the process is seen
     try:
-        return sum(float(receiver.recv()) for _ in processes)
-    except EOFError:
+        for end in ends:
+            end.recv()
+        for end in ends:
+            end.send(None)
+        return sum(float(end.recv()) for end in ends)
+    except (EOFError, BrokenPipeError):
         raise ProcessesUnavailable("the processes that were to code beside each other have died") from None
     finally:
+        for end in ends:
+            end.close()
         for process in processes:
             process.join()
 
 
-def _code_for(together: Barrier, sender: Connection, pieces: Sequence[bytes], seconds: float) -> None:
+def _code_for(end: Connection, pieces: Sequence[bytes], seconds: float) -> None:
+    """Say that this process is there, wait for the others, code, and tell the rate."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the bench ends its processes itself
     work.keep_freed_memory()
     codecs.encode("zstd", 1, pieces[0])
-    together.wait(START_SECONDS)
+    end.send(None)
+    end.recv()
     done, began, cpu_began = 0, time.perf_counter(), time.process_time()
     while True:
         for piece in pieces:
             codecs.encode("zstd", 1, piece)
             done += len(piece)
             if time.perf_counter() - began >= seconds:
-                sender.send(_rate(done, time.process_time() - cpu_began))
+                end.send(_rate(done, time.process_time() - cpu_began))
                 return
 
 
