@@ -13,15 +13,13 @@ takes with ten files is measured in the same way and subtracted, so that only th
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import md5
 from itertools import count
 from pathlib import Path
@@ -29,11 +27,13 @@ from socket import socket
 from statistics import median
 from zlib import crc32
 
+import suite
 from daemon import Daemon, Failed
+from figures import Row, percentile
 from memory import SWITCH_SECONDS, data, usage_of
-from suite import machine, say
 
-#: In the files that everything is compared with.
+FILES, QUICK_FILES = 1_000_000, 20_000
+#: What the many files are compared with.
 FEW = 10
 FILES_OF_A_PACK = {"alone": 1, "shared": 64, "replaced": 1}
 PING_SECONDS = 0.003
@@ -95,23 +95,6 @@ def name_of(number: int) -> str:
 # --- measuring ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Waits:
-    """How long replies took, in ms."""
-
-    all: list[float] = field(default_factory=list)
-
-    def summary(self) -> dict[str, float]:
-        """What of them is reported."""
-        ordered = sorted(self.all)
-        return {
-            "count": len(ordered),
-            "median": round(median(ordered), 3),
-            "p99": round(ordered[len(ordered) * 99 // 100], 3),
-            "worst": round(ordered[-1], 3),
-        }
-
-
 class Line:
     """A connection that asks one thing at a time."""
 
@@ -143,29 +126,29 @@ class Line:
         return time.perf_counter() - begin
 
 
-def ping_while(daemon: Daemon, work: Callable[[], None]) -> Waits:
+def ping_while(daemon: Daemon, work: Callable[[], object]) -> list[float]:
     """Ping every few ms from here while something is done in a thread; how long each ping took."""
-    waits, line, failure = Waits(), Line(daemon), []
+    waits, line, failures = [], Line(daemon), []
 
     def run() -> None:
         try:
             work()
         except (Failed, OSError) as error:
-            failure.append(error)
+            failures.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
     while thread.is_alive():
-        waits.all.append(line.ask("ping"))
+        waits.append(line.ask("ping"))
         time.sleep(PING_SECONDS)
-    if failure:
-        raise failure[0]
+    for error in failures:
+        raise error
     return waits
 
 
 @dataclass
 class Started:
-    """A daemon that has just read its journal, and what that took."""
+    """A daemon that has just read its journal, and what that took, in seconds and bytes."""
 
     daemon: Daemon
     seconds: float
@@ -175,19 +158,18 @@ class Started:
 
 
 @contextmanager
-def started(kind: str, files: int, where: Path | None) -> Iterator[Started]:
+def started(kind: str, files: int, arguments: argparse.Namespace) -> Iterator[Started]:
     """A daemon on a journal of so many files."""
-    with tempfile.TemporaryDirectory(prefix="pfsd-bench-", dir=where) as name:
-        home = Path(name).resolve()
-        (home / "store").mkdir(mode=0o700)
-        write_journal(home / "store" / "journal.jsonl", kind, files)
-        daemon = Daemon(home, [home], memory="64MiB", processes=2)
+    with suite.scratch_directory(arguments.dir) as home:
+        daemon = Daemon(home, [home], **suite.settings(arguments))
+        daemon.store.mkdir(mode=0o700)
+        write_journal(daemon.store / "journal.jsonl", kind, files)
         begin = time.perf_counter()
         with daemon:
             seconds = time.perf_counter() - begin
             process = Path(f"/proc/{daemon.process.pid}")
-            spent = process.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
-            (peak,) = (line for line in process.joinpath("status").read_text().splitlines() if line.startswith("VmHWM"))
+            spent = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+            (peak,) = (line for line in (process / "status").read_text().splitlines() if line.startswith("VmHWM"))
             yield Started(
                 daemon,
                 seconds,
@@ -197,32 +179,26 @@ def started(kind: str, files: int, where: Path | None) -> Iterator[Started]:
             )
 
 
-def commands(daemon: Daemon, files: int) -> dict[str, dict[str, float]]:
-    """How long commands on single files take, in ms; the files are given their names back."""
+def commands(daemon: Daemon, files: int) -> dict[str, list[float]]:
+    """How long commands on single files take, by name."""
     line = Line(daemon)
-    # Spread over all files, and never the same twice in a row.
-    numbers = [step * max(1, files // TIMES) % files for step in range(TIMES)]
+    # Spread over all files; with few of them, the same come again.
+    names = [name_of(step * max(1, files // TIMES) % files) for step in range(TIMES)]
+    there_and_back = [pair for name in names for pair in ((name, "another"), ("another", name))]
     return {
-        "ping": Waits([line.ask("ping") for _ in numbers]).summary(),
-        "stat": Waits([line.ask(f"stat {name_of(number)}") for number in numbers]).summary(),
-        "rename": Waits(
-            [
-                line.ask(f"rename {old} {new}")
-                for number in numbers
-                for old, new in ((name_of(number), "another"), ("another", name_of(number)))
-            ]
-        ).summary(),
-        "delete": Waits([line.ask(f"delete {name_of(number)}") for number in dict.fromkeys(numbers)]).summary(),
+        "stat": [line.ask(f"stat {name}") for name in names],
+        "rename": [line.ask(f"rename {old} {new}") for old, new in there_and_back],
+        "delete": [line.ask(f"delete {name}") for name in dict.fromkeys(names)],
     }
 
 
-def compact(daemon: Daemon, renames: Waits) -> None:
+def compact(daemon: Daemon, renames: list[float]) -> None:
     """Rename files until the journal, mostly dead, has been replaced by a new generation."""
     line, journal = Line(daemon), daemon.store / "journal.jsonl"
     give_up = time.monotonic() + PATIENCE_SECONDS
     for number in count():
-        renames.all.append(line.ask(f"rename {name_of(number % 5)} moved"))
-        renames.all.append(line.ask(f"rename moved {name_of(number % 5)}"))
+        renames.append(line.ask(f"rename {name_of(number % FEW)} moved"))
+        renames.append(line.ask(f"rename moved {name_of(number % FEW)}"))
         with journal.open("rb") as file:
             if b'"generation":1,' not in file.readline():
                 return
@@ -231,95 +207,81 @@ def compact(daemon: Daemon, renames: Waits) -> None:
         time.sleep(PING_SECONDS)
 
 
-def measure(kind: str, files: int, where: Path | None) -> dict[str, object]:
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def waits(name: str, milliseconds: Sequence[float]) -> list[Row]:
+    """The median, the 99th percentile and the worst of waiting times."""
+    return [
+        Row(f"{what} of {name}", value, [min(milliseconds), max(milliseconds)], unit="ms")
+        for what, value in (
+            ("p50", median(milliseconds)),
+            ("p99", percentile(milliseconds, 99)),
+            ("worst", max(milliseconds)),
+        )
+    ]
+
+
+def one(name: str, value: float, unit: str) -> Row:
+    """A figure that was taken once."""
+    return Row(name, value, [value], unit=unit)
+
+
+def measure(kind: str, arguments: argparse.Namespace) -> suite.Result:
     """Everything about a daemon on one journal."""
-    say(f"{kind}: with {FEW} files")
-    with started(kind, FEW, where) as few:
-        commands_of_few = commands(few.daemon, FEW)
-    say(f"{kind}: writing a journal of {files} files, and starting on it")
-    with started(kind, files, where) as many:
-        result: dict[str, object] = {
-            "replay_seconds": round(many.seconds - few.seconds, 2),
-            "replay_cpu_seconds": round(many.cpu_seconds - few.cpu_seconds, 2),
-            "bytes_a_file": round((many.memory - few.memory) / files),
-            "peak_bytes_a_file": round((many.peak - few.peak) / files),
-        }
+    files = arguments.files
+    result = suite.Result("registry", kind, arguments, {"files": files, **suite.settings(arguments)})
+    suite.say(f"{kind}: with {FEW} files")
+    with started(kind, FEW, arguments) as few:
+        few_commands = commands(few.daemon, FEW)
+    suite.say(f"{kind}: writing a journal of {files} files, and starting on it")
+    with started(kind, files, arguments) as many:
+        result.rows += [
+            one(f"{kind}, replay", many.seconds - few.seconds, "s"),
+            one(f"{kind}, replay, processor", many.cpu_seconds - few.cpu_seconds, "s"),
+            one(f"{kind}, memory", (many.memory - few.memory) / files, "bytes a file"),
+            one(f"{kind}, memory at the peak", (many.peak - few.peak) / files, "bytes a file"),
+        ]
+        result.rows += waits(f"{kind}, ping at rest", ping_while(many.daemon, lambda: time.sleep(2)))
         if kind == "replaced":
-            renames = Waits()
-            say(f"{kind}: compacting")
-            result["pings_during_compaction"] = ping_while(many.daemon, lambda: compact(many.daemon, renames)).summary()
-            result["renames_during_compaction"] = renames.summary()
+            suite.say(f"{kind}: compacting")
+            renames: list[float] = []
+            pings = ping_while(many.daemon, lambda: compact(many.daemon, renames))
+            result.rows += waits(f"{kind}, ping beside a compaction", pings)
+            result.rows += waits(f"{kind}, rename beside a compaction", renames)
             return result
-        result["pings_at_rest"] = ping_while(many.daemon, lambda: time.sleep(2)).summary()
-        say(f"{kind}: list")
+        suite.say(f"{kind}: list")
         listing: list[float] = []
-        result["pings_during_list"] = ping_while(
-            many.daemon, lambda: listing.append(Line(many.daemon).read_list())
-        ).summary()
-        result["list_seconds"] = round(listing[0], 2)
-        say(f"{kind}: commands")
-        result["commands"] = {str(FEW): commands_of_few, str(files): commands(many.daemon, files)}
+        pings = ping_while(many.daemon, lambda: listing.append(Line(many.daemon).read_list()))
+        result.rows += [one(f"{kind}, list of all", listing[0], "s"), *waits(f"{kind}, ping beside list", pings)]
+        suite.say(f"{kind}: commands")
+        many_commands = commands(many.daemon, files)
+    for command, milliseconds in many_commands.items():
+        result.rows += waits(f"{kind}, {command} with {FEW} files", few_commands[command])
+        result.rows += waits(f"{kind}, {command} with {files} files", milliseconds)
     return result
-
-
-# --- from arguments to exit code ----------------------------------------------------------------
-
-
-def describe(value: object, name: str = "") -> Iterator[str]:
-    """A result in lines."""
-    if not isinstance(value, dict):
-        yield f"  {name:40} {value}"
-    elif "worst" in value:
-        waits = "  ".join(f"{key} {value[key]:8.2f}" for key in ("median", "p99", "worst"))
-        yield f"  {name:40} {waits} ms"
-    else:
-        for key, each in value.items():
-            yield from describe(each, f"{name} {key}".strip())
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Measure the daemon with very many files.")
-    parser.add_argument("--files", type=int, default=1_000_000, metavar="N", help="(%(default)s)")
+    parser = suite.daemon_options(suite.options("Measure the daemon with very many files.", pairs=False))
+    parser.add_argument("--files", type=int, metavar="N", help=f"({FILES}, with --quick {QUICK_FILES})")
     kinds = [*FILES_OF_A_PACK]
     parser.add_argument("--kinds", nargs="+", default=kinds, choices=kinds, metavar="KIND", help=" ".join(kinds))
-    parser.add_argument("--dir", type=Path, help="where the stores are (a temporary directory)")
-    results = Path(__file__).parent / "results"
-    parser.add_argument("--results", type=Path, default=results, metavar="DIR", help="of the JSON (%(default)s)")
-    arguments = parser.parse_args()
+    arguments = suite.parse(parser)
+    if arguments.files is None:
+        arguments.files = QUICK_FILES if arguments.quick else FILES
     if arguments.files < FEW:
         parser.error(f"--files must be at least {FEW}")
     return arguments
 
 
 def main() -> int:
-    """Measure what the command line asks for."""
+    """Measure what the command line asks for; 1 if something failed."""
     arguments = parse()
     sys.setswitchinterval(SWITCH_SECONDS)  # or a ping would wait for the thread beside it
-    begin, load_before = time.time(), os.getloadavg()
-    kinds: dict[str, object] = {}
-    for kind in arguments.kinds:
-        kinds[kind] = measure(kind, arguments.files, arguments.dir)
-        print(f"{kind}, {arguments.files} files:", *describe(kinds[kind]), sep="\n", flush=True)
-    result = {
-        "files": arguments.files,
-        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(begin)),
-        "seconds": time.time() - begin,
-        "load_before": load_before,
-        "load_after": os.getloadavg(),
-        "machine": machine(arguments.dir or Path(tempfile.gettempdir())),
-        "kinds": kinds,
-    }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    path: Path = arguments.results / f"{time.strftime('%Y-%m-%d', time.localtime(begin))}-registry.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    say(f"written: {path}")
-    return 0
+    return max([measure(kind, arguments).report() for kind in arguments.kinds])
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (Failed, OSError) as error:
-        say(f"registry: {error}")
-        sys.exit(1)
+    suite.run(main)

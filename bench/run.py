@@ -25,6 +25,7 @@ SCRIPTS = {
     "limit": "by path next to the limit of its own steps",
     "small": "small durable puts next to Redis",
     "latency": "small requests beside big puts",
+    "registry": "a million files: the start, memory, and who waits",
     "memory": "the peak of memory next to the setting",
 }
 #: Those that compare pairs.

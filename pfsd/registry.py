@@ -255,14 +255,14 @@ class Registry:
 
     def _ready_quickly(self, record: Ready) -> None:
         """`_ready` for new files of one part, as nearly all are of which there are millions, in a third of the time."""
-        file_id, name, runs = record.file, record.name, record.runs
+        file_id, name, runs, replaces = record.file, record.name, record.runs, record.replaces
+        replaced = self._readable.get(name)
         if (
             len(runs) != 1
             or len(runs[0].parts) != 1
             or file_id < self.next_file
-            or record.replaces
+            or (replaced.id if replaced is not None else 0) != replaces
             or name in self._storing
-            or self._readable.get(name) is not None
             or self._snapshot is not None
         ):
             self._ready(record)
@@ -282,6 +282,8 @@ class Registry:
             )
         except (StructError, ValueError) as error:
             raise RegistryError(str(error)) from error
+        if replaced is not None:
+            self._retire(replaces, replaced)
         self._files[file_id] = self._readable[name] = File(name, _READY, facts)
         self._use_pack(pack, footprint)
         self.next_file = file_id + 1
@@ -590,7 +592,8 @@ class Registry:
     def _retire(self, file_id: int, file: File) -> None:
         """From readable to deleting."""
         self._keep(file_id, file)
-        self._count(-1, file.parts, file.size, file.stored)
+        _, _, _, size, stored, parts = _FACTS.unpack_from(file._facts)
+        self._count(-1, parts, size, stored)
         del self._readable[file.name]
         self._bury(*file._packed_runs())
         file.status = Status.DELETING

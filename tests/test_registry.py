@@ -219,7 +219,12 @@ def test_drop_gives_the_name_back_but_not_the_id() -> None:
 
 
 def test_the_quick_way_for_small_files_and_the_other_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    history = [ready(file, b"n%d" % file, run(file // 3, 0, [file], part=2 * file)) for file in range(3, 60)]
+    history = [
+        ready(
+            file, b"n%d" % (file % 40), run(file // 3, 0, [file], part=2 * file), replaces=file - 40 if file > 42 else 0
+        )
+        for file in range(3, 60)
+    ]
     quick = made(*history)
     slowly = Registry()
     calls = []
