@@ -5,15 +5,13 @@ thread that reads files and talks to the socket by turns costs a fraction of tas
 file, and memory stays at a few buffers: small files are gathered into one write, big ones go from file to socket
 inside the kernel, and what is received is written to its file from the buffer it came in.
 
-Knows the protocol, files and sockets; never the event loop, apart from `abort`, which any thread may call.
+Knows the protocol and files, never the event loop; `abort` may come from any thread.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import select
 import socket
 import stat
 import time
@@ -21,13 +19,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from pfsd import protocol, results
 from pfsd.errors import Changed, Denied, PfsdError, RequestError, from_os_error
-from pfsd.exchange import Buffer, CannotConnect, ConnectionLost
-from pfsd.protocol import MAX_FRAME, MAX_UNTERMINATED, Reply, Word
+from pfsd.exchange import ConnectionLost
+from pfsd.link import Link, nonsense
+from pfsd.protocol import MAX_FRAME, Reply, Word
 from pfsd.results import Outcome, Retrieved, StoredFile
 from pfsd.transfer import Draft, KeptDraft
 from pfsd.tree import Folders, local_path
@@ -44,182 +42,11 @@ SMALL = 128 << 10
 CHUNK = 4 << 20
 #: What is sent of a big file only when all before is out and the file is seen not to have changed.
 TAIL = 64 << 10
-#: Room for what is received: several frames of small files, and still in a core's cache.
-ROOM = 512 << 10
 #: Outcomes are handed out at least so often, for those who watch, and at most in such groups.
 STEP_SECONDS = 0.1
 STEP_FILES = 256
-#: A connection to a machine that is up takes milliseconds.
-CONNECT_SECONDS = 10.0
 
-Address = Path | tuple[str, int]
 Result = TypeVar("Result")
-
-
-# --- the connection -----------------------------------------------------------------------------
-
-
-class Link:
-    """A connection for one thread: lines and content out of one buffer, sending that never blocks receiving."""
-
-    def __init__(self, where: Address, token: bytes | None) -> None:
-        """Connect, and show the token. Raises CannotConnect, AuthError."""
-        self._socket = _connect(where)
-        self._view = memoryview(bytearray(ROOM))
-        self._begin = self._end = 0  # of what was received and not taken
-        self._poll = select.poll()
-        try:
-            if token is not None:
-                self._authenticate(token)
-        except BaseException:
-            self.close()
-            raise
-
-    def _authenticate(self, token: bytes) -> None:
-        self.send(protocol.format_request("auth", (Word(token, quoted=True),)), lambda: None)
-        while (line := self.line()) is None:
-            self.fill()
-        reply = protocol.parse_reply(line)
-        if reply is not None and reply.word == "ERR":
-            raise reply.error()
-
-    def abort(self) -> None:
-        """End the connection from any thread: whoever waits for it gets ConnectionLost."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def end(self) -> None:
-        """Send no more: requests that are complete are answered, one that is cut short stores nothing."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close the connection; what still runs on it is given up."""
-        self._socket.close()
-
-    # --- sending ---
-
-    def send(self, content: Buffer, received: Callable[[], None]) -> None:
-        """Send all; `received` is called when something came meanwhile, which must be taken. ConnectionLost."""
-        view = memoryview(content)
-        while len(view):
-            try:
-                view = view[self._socket.send(view) :]
-            except BlockingIOError:
-                self._make_room(received)
-            except OSError as error:
-                raise _lost(error) from None
-
-    def send_file(self, file: int, offset: int, count: int, received: Callable[[], None]) -> int:
-        """Send a range of an open file; returns the bytes sent, fewer where it ends or cannot be read.
-
-        Raises the file's OSError if nothing was sent before it, ConnectionLost.
-        """
-        end = offset + count
-        at = offset
-        while at < end:
-            try:
-                sent = os.sendfile(self._socket.fileno(), file, at, end - at)
-            except BlockingIOError:
-                self._make_room(received)
-                continue
-            except OSError as error:
-                if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT):
-                    raise _lost(error) from None
-                if error.errno not in (errno.EINVAL, errno.ENOSYS):
-                    if at > offset:
-                        break
-                    raise
-                piece = os.pread(file, min(end - at, ROOM), at)  # a file system that cannot do it
-                self.send(piece, received)
-                sent = len(piece)
-            if not sent:
-                break
-            at += sent
-        return at - offset
-
-    def _make_room(self, received: Callable[[], None]) -> None:
-        # The daemon may read no more until its answers are taken.
-        if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-            self.fill()
-            received()
-
-    def _wait(self, events: int) -> int:
-        self._poll.register(self._socket, events)
-        return self._poll.poll()[0][1]
-
-    # --- receiving ---
-
-    def fill(self, wait: bool = True) -> bool:
-        """Receive something; False when nothing is there and `wait` is not set. ConnectionLost at the end."""
-        self._move()
-        while True:
-            try:
-                count = self._socket.recv_into(self._view[self._end :])
-            except BlockingIOError:
-                if not wait:
-                    return False
-                self._wait(select.POLLIN)
-                continue
-            except OSError as error:
-                raise _lost(error) from None
-            if not count:
-                raise ConnectionLost("the daemon closed the connection")
-            self._end += count
-            return True
-
-    def _move(self) -> None:
-        """Make room behind what was received."""
-        held = self._end - self._begin
-        if not held:
-            self._begin = self._end = 0
-        elif self._end > len(self._view) // 2:
-            if held > len(self._view) // 2:
-                if held > MAX_UNTERMINATED:
-                    raise _nonsense()
-                old, self._view = self._view, memoryview(bytearray(2 * len(self._view)))
-                self._view[:held] = old[self._begin : self._end]
-            else:
-                self._view[:held] = bytes(self._view[self._begin : self._end])
-            self._begin, self._end = 0, held
-
-    def line(self) -> bytes | None:
-        """Take a line without its ending; None when no whole one has come."""
-        end = self._view.obj.find(b"\n", self._begin, self._end)  # type: ignore[attr-defined]
-        if end < 0:
-            return None
-        line = bytes(self._view[self._begin : end])
-        self._begin = end + 1
-        return line
-
-    def content(self, most: int) -> memoryview:
-        """Take up to `most` bytes of what has come; valid until the next `fill`."""
-        begin = self._begin
-        self._begin = min(begin + most, self._end)
-        return self._view[begin : self._begin]
-
-
-def _connect(where: Address) -> socket.socket:
-    try:
-        if isinstance(where, Path):
-            connected = socket.socket(socket.AF_UNIX)
-            connected.settimeout(CONNECT_SECONDS)
-            connected.connect(str(where))
-        else:
-            connected = socket.create_connection(where, CONNECT_SECONDS)
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError as error:
-        raise CannotConnect(f"no daemon answers at a further connection: {error.strerror or error}") from None
-    connected.setblocking(False)
-    return connected
-
-
-def _lost(error: OSError) -> ConnectionLost:
-    return ConnectionLost(f"the connection to the daemon broke: {error.strerror or error}")
-
-
-def _nonsense() -> ConnectionLost:
-    return ConnectionLost("what answers does not speak this protocol")
 
 
 # --- both directions ----------------------------------------------------------------------------
@@ -273,7 +100,7 @@ class _Transfers(Generic[Result]):
 def _final(reply: Reply) -> Reply:
     """A final line that has a tag; raises what one without says, which is about the connection."""
     if reply.tag is None:
-        raise reply.error() if reply.word == "ERR" else _nonsense()
+        raise reply.error() if reply.word == "ERR" else nonsense()
     return reply
 
 
@@ -594,15 +421,19 @@ class Downloads(_Transfers[Retrieved]):
                 lines.append(self._begin(file, prepare(path)))
             except (PfsdError, OSError) as error:
                 shown = os.fsdecode(path)
-                self._end_one(Outcome(shown, error=_refusal(error, f"writing {shown}")))
+                self._end_one(Outcome(shown, error=_refusal(error, f"writing {self._shown(shown)}")))
         link.send(b"".join(lines), partial(self._take, link))
 
     def _prepared(self, folders: Folders, name: bytes) -> _Download:
         path = local_path(name)
         folder, _, last = path.rpartition("/")
-        draft = Draft(last, self._replace, folder=partial(folders.descriptor, folder), shown=path)
+        draft = Draft(last, self._replace, folder=partial(folders.descriptor, folder), shown=self._shown(path))
         draft.check()
         return _Download(path, draft)
+
+    def _shown(self, path: str) -> str:
+        """A path as people know it."""
+        return path if self._folder in ("", ".") else os.path.join(self._folder, path)
 
     def _begin(self, file: Word, download: _Download) -> bytes:
         tag = self._next_tag()
@@ -631,7 +462,7 @@ class Downloads(_Transfers[Retrieved]):
         tag, rest = protocol.split_tag(line)
         if rest.startswith(b"DATA "):
             if not rest[5:].isdigit() or int(rest[5:]) > MAX_FRAME:
-                raise _nonsense()
+                raise nonsense()
             self._left = int(rest[5:])
             self._receiver = self._waiting.get(tag or b"")
             return
@@ -649,14 +480,14 @@ class Downloads(_Transfers[Retrieved]):
             download.received += len(content)
             self.bytes += len(content)
         except (PfsdError, OSError) as error:
-            download.error = _refusal(error, f"writing {download.path}")
+            download.error = _refusal(error, f"writing {self._shown(download.path)}")
 
     def _end(self, download: _Download, reply: Reply) -> None:
         try:
             self._end_one(Outcome(download.path, self._complete(download, reply)))
         except (PfsdError, OSError) as error:
             self.bytes -= download.offset + download.received
-            self._end_one(Outcome(download.path, error=_refusal(error, f"writing {download.path}")))
+            self._end_one(Outcome(download.path, error=_refusal(error, f"writing {self._shown(download.path)}")))
         finally:
             with suppress(PfsdError, OSError):
                 download.draft.discard()

@@ -53,6 +53,7 @@ from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, 
 
 if TYPE_CHECKING:
     from pfsd import bulk
+    from pfsd.link import Link
 
 __all__ = [
     "BadPart",
@@ -293,12 +294,12 @@ class Client:
                 result = outcome.result
         return result
 
-    def _link(self) -> Callable[[], bulk.Link]:
+    def _link(self) -> Callable[[], Link]:
         """Opens a further connection like this one, for a thread."""
-        from pfsd import bulk
+        from pfsd.link import Link
 
         token = None if self._token is None else _bytes(self._token)
-        return partial(bulk.Link, parse_address(self._address), token)
+        return partial(Link, parse_address(self._address), token)
 
     def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
         """The content of a file, or of a range of it, which is cut short where the file ends.

@@ -30,7 +30,7 @@ LAYERS = [
     {"session"},
     {"daemon"},
     {"exchange", "transfer", "tree"},
-    {"results"},
+    {"results", "link"},
     {"bulk"},
     {"client"},
     {"progress"},
@@ -60,6 +60,7 @@ CLIENT_MAY_IMPORT = {
     "console",
     "results",
     "bulk",
+    "link",
     "tree",
 }
 

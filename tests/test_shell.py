@@ -273,7 +273,7 @@ async def test_completion(shell: Shell, shared_daemon: Daemon) -> None:
     assert await words("st") == ["stat", "stats"]
     assert await words("ca") == ["cancel"]
     assert await words("help de") == ["delete"]
-    assert await words("put --") == ["--name", "--replace"]
+    assert await words("put --") == ["--name", "--replace", "--resume"]
     assert await words("get --o") == ["--offset"]
     assert await words("put l") == ["local/", "lost"]
     assert await words("put local/") == ["local/file"]
