@@ -90,6 +90,8 @@ class Feed:
         self.complete: asyncio.Future[None] = loop.create_future()
         #: Whether the connection is just receiving into the upload's memory.
         self.filling = False
+        #: Whether the client has said that it does not want the upload any more.
+        self.aborted = False
 
     def end(self) -> None:
         """All content is there."""

@@ -106,6 +106,10 @@ class Committer:
             self._writer = asyncio.create_task(self._write_waiting())
         await group.done
 
+    def forgive(self, file_id: int) -> None:
+        """Let records of a file be written again after some were refused: its caller goes on from the registry."""
+        self._lost.pop(file_id, None)
+
     async def flush(self) -> None:
         """Return when everything handed in so far has been written, or has failed."""
         while self._writer is not None:

@@ -27,6 +27,7 @@ import uvloop
 from pfsd import coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
+from pfsd.commands import resume
 from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
 from pfsd.committer import Committer
@@ -178,10 +179,11 @@ class Daemon:
     async def _tidy(self) -> None:
         """Finish what the last daemon left: interrupted puts, deletes without unlink, packs of nobody."""
         self._keep_reserve()
-        interrupted = self._registry.interrupted()
+        interrupted, now = self._registry.interrupted(), time.time_ns()
+        dropped = [file for file in interrupted if not resume.is_worth_keeping(self._registry, file, now)]
         if interrupted:
-            await self._committer.commit([records.Drop(file=file.id) for file in interrupted])
-            log.info("%d interrupted puts are dropped", len(interrupted))
+            await self._committer.commit([records.Drop(file=file.id) for file in dropped])
+            log.info("of %d interrupted puts %d are dropped", len(interrupted), len(dropped))
         for file in self._registry.deleting():
             await self._engine.remove(file)
         swept = self._store.sweep_staged()

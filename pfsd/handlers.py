@@ -16,7 +16,7 @@ from contextlib import suppress
 import pfsd
 from pfsd import protocol
 from pfsd.calls import Answer, Call, Feed, Handler, current_task
-from pfsd.commands import files, get, put, verify
+from pfsd.commands import files, get, put, resume, verify
 from pfsd.commands.engine import FileRef, Progress
 from pfsd.connection import ConnectionLost
 from pfsd.errors import AuthError, Cancelled, Denied, UnknownCommand, UsageError
@@ -67,16 +67,18 @@ async def _put(call: Call) -> None:
         if call.content is not None:
             assert name is not None
             try:
+                _upload_key(call.request)  # which none of a known size has
                 stored = await put.put_content(call.engine, name, replace, call.content.extents, progress, Flow())
             finally:
                 call.content.free()
         elif call.feed is not None:
             assert name is not None
-            stored = await _put_content(call, name, replace, content_size(call.request), call.feed, progress)
+            stored = await _put_content(call, name, replace, call.feed, progress)
         else:
             if "size" in call.request.options:
                 raise UsageError("size= goes with put -, whose content follows the line")
-            stored = await put.put_path(call.engine, call.request.words[0].value, name, replace, progress, Flow())
+            source, resumable = call.request.words[0].value, call.request.flag("resume")
+            stored = await put.put_path(call.engine, source, name, replace, progress, Flow(), resumable)
     await call.answer.ok(
         "put",
         id=stored.id,
@@ -84,15 +86,27 @@ async def _put(call: Call) -> None:
         stored=stored.stored,
         parts=stored.parts,
         etag=stored.etag,
+        **_resumed(call, stored.resumed),
         name=stored.name,
     )
 
 
-async def _put_content(
-    call: Call, name: bytes, replace: bool, size: int | None, feed: Feed, progress: Progress
-) -> put.Stored:
+def _upload_key(request: Request) -> str:
+    """What an upload that can be resumed is known by; empty for others."""
+    key = request.options.get("resume", b"no")
+    if key.lower() == b"no":
+        return ""
+    if request.options["size"].lower() != b"chunked":
+        raise UsageError("resume=KEY goes with size=chunked: its sender is told where to begin")
+    return resume.key_of_upload(key)
+
+
+async def _put_content(call: Call, name: bytes, replace: bool, feed: Feed, progress: Progress) -> put.Stored:
     try:
-        async with put.Upload(call.engine, name, replace, size, progress, Flow()) as upload:
+        size, key = content_size(call.request), _upload_key(call.request)
+        async with put.Upload(call.engine, name, replace, size, progress, Flow(), key) as upload:
+            if key:
+                await call.answer.row("RESUME", offset=upload.offset)
             feed.upload.set_result(upload)
             try:
                 await upload.complete(feed.complete)
@@ -102,6 +116,8 @@ async def _put_content(
                 feed.fail(Cancelled("the upload is over"))
                 if feed.filling:
                     call.connection.stop_filling()
+                if feed.aborted:
+                    upload.give_up()
     finally:
         feed.fail(Cancelled("the upload is over"))
 
@@ -114,7 +130,7 @@ async def _get(call: Call) -> None:
     offset, length = call.request.number("offset"), call.request.number("length")
     async with _Progress(call) as progress:
         if target == Word(b"-"):
-            if stray := {"replace", "sync"} & call.request.options.keys():
+            if stray := {"replace", "sync", "resume"} & call.request.options.keys():
                 raise UsageError(f"{min(stray)}= goes with a TARGET path, not with -")
             fetched = await get.stream(
                 call.engine, ref, offset, length, call.answer.frame, on_error == b"zero", progress, Flow()
@@ -131,13 +147,20 @@ async def _get(call: Call) -> None:
                 call.request.flag("sync"),
                 progress,
                 Flow(),
+                resume=call.request.flag("resume"),
             )
     for lost in fetched.damage:
         await call.answer.row("DAMAGE", offset=lost.offset, length=lost.length, seq=lost.seq)
     if error := fetched.error():
         raise error
     await call.answer.ok(
-        "get", id=fetched.id, size=fetched.size, bytes=fetched.bytes, etag=fetched.etag, name=fetched.name
+        "get",
+        id=fetched.id,
+        size=fetched.size,
+        bytes=fetched.bytes,
+        etag=fetched.etag,
+        **_resumed(call, fetched.resumed),
+        name=fetched.name,
     )
 
 
@@ -361,6 +384,11 @@ def content_size(request: Request) -> int | None:
     return protocol.parse_number("size", size)
 
 
+def _resumed(call: Call, count: int) -> dict[str, Value]:
+    """What a final line tells of an earlier try, if it was to be used."""
+    return {"resumed": count} if call.request.options.get("resume", b"no").lower() != b"no" else {}
+
+
 def _file_ref(word: Word) -> FileRef:
     """A bare word of digits is an id, anything else a name."""
     if word.value.isdigit() and not word.quoted:
@@ -384,7 +412,7 @@ async def _show_progress(progress: Progress, verb: str, seconds: int, answer: An
     started = time.monotonic()
     while True:
         await asyncio.sleep(seconds)
-        rate = int(progress.bytes / (time.monotonic() - started))
+        rate = int((progress.bytes - progress.skipped) / (time.monotonic() - started))
         known = progress.total is not None and rate > 0
         await answer.row(
             "PROGRESS",

@@ -9,15 +9,17 @@ followed. From there on only file descriptors count. Messages name paths as the 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from pfsd.errors import Denied, Exists, NoSpace, RequestError, UsageError, from_os_error
+from pfsd.errors import Busy, Denied, Exists, NoSpace, RequestError, UsageError, from_os_error
 
 #: The kernel takes no longer paths (PATH_MAX of Linux, less the NUL at the end).
 MAX_PATH_BYTES = 4095
@@ -34,6 +36,11 @@ _KINDS = {
 }
 #: link() is answered so by file systems that have no hard links.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+#: open() for writing is answered so by symlinks that are not to be followed, directories and sockets.
+_NO_FILES = {errno.ELOOP, errno.EISDIR, errno.ENXIO}
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Roots:
@@ -165,21 +172,31 @@ def _mode_of(directory: int, name: bytes) -> int | None:
 class TargetFile:
     """A file being written: hidden in the directory of its target until `commit` gives it its name.
 
-    `fd` is open for writing. `close` must be called in any case; without a commit it leaves nothing behind.
+    `fd` is open for writing. `close` must be called in any case; without a commit it leaves nothing behind,
+    unless the file is a partial one that a later try is to go on with: of that `found` bytes were there.
     """
 
-    def __init__(self, fd: int, directory: int, name: bytes, temporary: bytes, path: bytes, replace: bool) -> None:
+    def __init__(
+        self, fd: int, directory: int, name: bytes, temporary: bytes, path: bytes, replace: bool, kept: bool = False
+    ) -> None:
         self.fd = fd
+        self.found = os.fstat(fd).st_size if kept else 0
         self._directory = directory
         self._name = name
         self._temporary: bytes | None = temporary
         self._path = path
         self._replace = replace
+        self._kept = kept
 
     @classmethod
-    def create(cls, roots: Roots, path: bytes, replace: bool, size: int = 0) -> TargetFile:
+    def create(
+        cls, roots: Roots, path: bytes, replace: bool, size: int = 0, kept_as: bytes | None = None
+    ) -> TargetFile:
         """Begin to write the file `path`, which will have `size` bytes.
 
+        With `kept_as` what is written stays under a name made of it until there is a commit, and the next one
+        created with it goes on from there; Busy when somebody else is just doing so. What the partial file holds
+        is for the caller to check.
         Without `replace`, Exists when there is a file already. NoSpace when `size` bytes cannot fit. Errors
         of `Roots.open_parent` as well.
         """
@@ -187,17 +204,21 @@ class TargetFile:
         try:
             if not replace and _mode_of(directory, name) is not None:
                 raise _exists(path)
-            _check_room(directory, size, path)
-            temporary = b".%s.pfsd-%s" % (name[:TEMPORARY_NAME_BYTES], secrets.token_hex(8).encode())
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(temporary, flags, 0o600, dir_fd=directory)
+            if kept_as is None:
+                _check_room(directory, size, path)
+                temporary = b".%s.pfsd-%s" % (name[:TEMPORARY_NAME_BYTES], secrets.token_hex(8).encode())
+                fd = os.open(temporary, _CREATE | os.O_EXCL, 0o600, dir_fd=directory)
+            else:
+                temporary = partial_name(name, kept_as)
+                _check_room(directory, size - _bytes_on_disk(directory, temporary), path)
+                fd = _open_partial(directory, temporary, path, size)
         except OSError as error:
             os.close(directory)
             raise _writing_failed(error, path) from error
         except BaseException:
             os.close(directory)
             raise
-        return cls(fd, directory, name, temporary, path, replace)
+        return cls(fd, directory, name, temporary, path, replace, kept_as is not None)
 
     def commit(self, *, sync: bool = False) -> None:
         """Let the file appear under its name, all at once; `sync` makes its content durable first.
@@ -213,14 +234,15 @@ class TargetFile:
                 self._rename()
             else:
                 self._link(self._temporary)
+            self._kept = False
         except OSError as error:
             raise _writing_failed(error, self._path) from error
 
     def close(self) -> None:
-        """Remove what was not committed, and close what is open. A second call does nothing."""
+        """Remove what was not committed, unless it is kept, and close what is open. A second call does nothing."""
         if self.fd < 0:
             return
-        if self._temporary is not None:
+        if self._temporary is not None and not self._kept:
             with suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._directory)
         os.close(self.fd)
@@ -260,6 +282,75 @@ class TargetFile:
         _check_parent(self._directory, self._name, self._path)
         os.rename(self._temporary, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         self._temporary = None
+
+
+def partial_name(name: bytes, kept_as: bytes) -> bytes:
+    """The name of the partial file for the target `name`: at most 255 bytes, and of no other target."""
+    head = b".%s." % name[: TEMPORARY_NAME_BYTES - len(kept_as)]
+    return head + b"%s.%08x.pfsd-partial" % (kept_as, zlib.crc32(name))
+
+
+def _open_partial(directory: int, temporary: bytes, path: bytes, size: int) -> int:
+    """Open the partial file of an earlier try, or begin one; locked, so that nobody else writes to it.
+
+    Whatever else has this name is refused: only a regular file of this user is written to.
+    """
+    while True:
+        try:
+            # Nonblocking: the open must not wait for the other end of a FIFO.
+            fd = os.open(temporary, _CREATE | os.O_NONBLOCK, 0o600, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in _NO_FILES:
+                raise
+            raise Denied(f"{shown(temporary)}, which would be written, is not a regular file") from error
+        try:
+            _check_regular(os.fstat(fd).st_mode, temporary)
+            if os.fstat(fd).st_uid != os.geteuid():
+                raise Denied(f"{shown(temporary)} belongs to another user")
+            _lock(fd, path)
+            if _is_only_name(directory, temporary, fd):
+                os.fchmod(fd, 0o600)
+                os.ftruncate(fd, min(size, os.fstat(fd).st_size))
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock(fd: int, path: bytes) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Busy(f"{shown(path)} is just being written by another get with resume=yes") from None
+
+
+def _is_only_name(directory: int, name: bytes, fd: int) -> bool:
+    """Whether an open, locked file has this name and no other.
+
+    The lock may have been won from a get that has just made the file its target, or removed it. And if the
+    daemon died between giving it the target's name and taking this one away, to write here would be to write
+    to the target: then this name goes.
+    """
+    ours = os.fstat(fd)
+    try:
+        named = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if (named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino):
+        return False
+    if ours.st_nlink > 1:
+        os.unlink(name, dir_fd=directory)
+        return False
+    return True
+
+
+def _bytes_on_disk(directory: int, name: bytes) -> int:
+    """What a file has of the disk already; 0 when there is none."""
+    try:
+        return 512 * os.stat(name, dir_fd=directory, follow_symlinks=False).st_blocks
+    except FileNotFoundError:
+        return 0
 
 
 def _check_room(directory: int, size: int, path: bytes) -> None:

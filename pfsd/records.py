@@ -5,6 +5,7 @@ the other never writes. Unknown fields are ignored, so that a later version may 
 neither lines, checksums and disks (that is `journal`) nor what a record means (that is `registry`).
 
     {"type":"put","file":7,"part_size":1048576,"created":1700000000000000000,"name":"movie"}
+    {"type":"put","file":8,...,"name":"film","source":"path:<hex>","put":"<16 hex>"}
     {"type":"parts","file":7,"run":{"pack":12,"seq":0,"part":31,"head":96,"parts":[[0,1048576,9000,"zstd","<md5>"],...]}}
     {"type":"ready","file":7,"size":5000000,...,"name":"movie","runs":[...],"replaces":3}
     {"type":"drop","file":7}    {"type":"delete","file":7}    {"type":"removed","file":7}
@@ -35,6 +36,8 @@ Id = Annotated[int, Meta(ge=1, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Small = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Codec = Annotated[str, Meta(min_length=1, max_length=16)]
+Source = Annotated[str, Meta(max_length=128)]
+PutId = Annotated[str, Meta(pattern="^([0-9a-f]{16})?$")]
 Md5Hex = Annotated[str, Meta(min_length=32, max_length=32)]
 
 #: [offset of the part's header in its pack, size, stored, codec, md5 in hex]; sizes in bytes.
@@ -60,12 +63,18 @@ class Run(Struct, frozen=True, gc=False):
 
 
 class Put(Struct, frozen=True, gc=False):
-    """A file is being stored: its name is reserved, it cannot be read. `created` in ns since the epoch."""
+    """A file is being stored: its name is reserved, it cannot be read. `created` in ns since the epoch.
+
+    One that can be resumed says what it stores (`source`, a key that only means something when compared) and has
+    the put id (in hex) that is in its packs.
+    """
 
     file: int
     name: bytes
     part_size: int
     created: int
+    source: str = ""
+    put: str = ""
 
 
 class Parts(Struct, frozen=True, gc=False, tag_field="type", tag="parts"):
@@ -148,9 +157,13 @@ class _PutLine(Struct, gc=False, omit_defaults=True, tag_field="type", tag="put"
     created: Count
     name: str = ""
     name_hex: str = ""
+    source: Source = ""
+    put: PutId = ""
 
     def record(self) -> Put:
-        return Put(self.file, _name(self), self.part_size, self.created)
+        if bool(self.source) != bool(self.put):
+            raise RecordError("source and put go together")
+        return Put(self.file, _name(self), self.part_size, self.created, self.source, self.put)
 
 
 class _ReadyLine(Struct, gc=False, omit_defaults=True, tag_field="type", tag="ready"):
@@ -220,7 +233,7 @@ def _line(record: Record) -> _Line:
             record.replaces,
         )
     if isinstance(record, Put):
-        return _PutLine(record.file, record.part_size, record.created, *_spell(record.name))
+        return _PutLine(record.file, record.part_size, record.created, *_spell(record.name), record.source, record.put)
     if isinstance(record, Rename):
         return _RenameLine(record.file, *_spell(record.name), record.replaces)
     return record

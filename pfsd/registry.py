@@ -106,6 +106,16 @@ class Part(NamedTuple):
     head: int
 
 
+class Source(NamedTuple):
+    """What an interrupted put stored: `key` is equal for equal sources, `put` is the put id in its packs."""
+
+    key: str
+    put: bytes
+
+
+_NO_SOURCE = Source("", b"")
+
+
 class File(msgspec.Struct, gc=False, eq=False):
     """A file, changed by the registry alone; it stays the same object as long as the file exists."""
 
@@ -181,6 +191,7 @@ class Registry:
         self._readable: NameTable[File] = NameTable()
         self._storing: dict[bytes, File] = {}
         self._deleting: dict[int, File] = {}
+        self._sources: dict[int, Source] = {}  # of files being stored whose put can be resumed
         self._bad: dict[int, tuple[int, ...]] = {}  # file -> seqs of its bad parts
         # Used packs, and bytes in them of files that are stored or being stored.
         self._packs: IdTable[int] = IdTable(partial(array, "Q"))
@@ -239,6 +250,8 @@ class Registry:
         file = File(record.name, _STORING, facts)
         self._enter(record.file, file)
         self._storing[file.name] = file
+        if record.source:
+            self._sources[record.file] = Source(record.source, bytes.fromhex(record.put))
 
     def _parts(self, record: Parts) -> None:
         file = self._need(record.file, (_STORING,), "parts")
@@ -312,6 +325,7 @@ class Registry:
         else:
             self._keep(file_id, file)
             del self._storing[file.name]
+            self._sources.pop(file_id, None)
             file.status = _READY
         for run in record.runs:
             self._add(run)
@@ -345,6 +359,7 @@ class Registry:
         self._need(record.file, (_STORING,), "drop")
         self._keep(record.file, file)
         del self._storing[file.name]
+        self._sources.pop(record.file, None)
         self._leave(record.file, file)
 
     def _delete(self, record: Delete) -> None:
@@ -413,6 +428,18 @@ class Registry:
         """The readable file of this name."""
         return self._readable.get(name)
 
+    def storing(self, name: bytes) -> File | None:
+        """The file that is being stored under this name, or whose put was interrupted."""
+        return self._storing.get(name)
+
+    def source(self, file_id: int) -> Source | None:
+        """What a file that is being stored is made of, if its put can be resumed."""
+        return self._sources.get(file_id)
+
+    def stored_runs(self, file_id: int) -> list[Run]:
+        """The runs of a file as records name them, by seq; KeyError for an unknown file."""
+        return [self._unpack_run(packed) for packed in self._known(file_id)._packed_runs()]
+
     def name_taken(self, name: bytes) -> File | None:
         """The file that has this name or is being stored under it."""
         return self._readable.get(name) or self._storing.get(name)
@@ -472,7 +499,7 @@ class Registry:
         return set(self._packs)
 
     def interrupted(self) -> list[File]:
-        """The files being stored: after a replay, those whose put was cut short and is to be dropped."""
+        """The files being stored: after a replay, those whose put was cut short."""
         return list(self._storing.values())
 
     def deleting(self) -> list[File]:
@@ -672,7 +699,8 @@ class Registry:
         runs = map(self._unpack_run, file._packed_runs())
         file_id = file.id
         if file.status is _STORING or file.parts > INLINE_PARTS:
-            yield Put(file_id, file.name, file.part_size, file.created)
+            source = self._sources.get(file_id, _NO_SOURCE)
+            yield Put(file_id, file.name, file.part_size, file.created, source.key, source.put.hex())
             for run in runs:
                 yield Parts(file_id, run)
         if file.status is _STORING:

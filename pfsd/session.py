@@ -57,7 +57,7 @@ class Session:
             with suppress(ConnectionLost):
                 await self._read()
             for feed in self._feeds.values():
-                feed.fail(UsageError("the content was cut short by the end of input; nothing was stored"))
+                feed.fail(UsageError("the content was cut short by the end of input; the file was not stored"))
             while self._tasks and not self._connection.lost:
                 lost = asyncio.ensure_future(self._connection.wait_lost())
                 await asyncio.wait({lost, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +102,7 @@ class Session:
         """Whether a client that sends nothing waits for an answer. Uploads that wait for it are given up."""
         waits = bool(self._tasks)
         for feed in self._open_uploads().values():
-            feed.fail(Cancelled(f"no content came for {self._service.idle_seconds:g} seconds; nothing was stored"))
+            feed.fail(Cancelled(f"no content came for {self._service.idle_seconds:g} seconds; the file was not stored"))
         return waits
 
     async def _wait_for_room(self) -> None:
@@ -328,7 +328,7 @@ class Session:
             whole = await self._fill(feed, await feed.upload, count)
         finally:
             if not whole:
-                feed.fail(UsageError("the content was cut short; nothing was stored"))
+                feed.fail(UsageError("the content was cut short; the file was not stored"))
         return whole
 
     async def _fill(self, feed: Feed, upload: put.Upload | None, count: int | None) -> bool:
@@ -364,7 +364,8 @@ class Session:
         if feed is None:
             raise UsageError("there is no upload that this line belongs to")
         if request.verb == "abort":
-            feed.fail(Cancelled("the upload was given up by its client; nothing was stored"))
+            feed.aborted = True
+            feed.fail(Cancelled("the upload was given up by its client; the file was not stored"))
             del self._feeds[request.tag]
             return
         if len(request.words) != 1 or request.options:

@@ -28,18 +28,19 @@ def _verb(usage: str, least: int, most: int | None, options: str, does: str, exa
 
 VERBS: dict[str, Verb] = {
     "put": _verb(
-        "put SOURCE|- [name=NAME] [size=N|chunked|eof] [replace=yes] [progress=SECONDS]",
+        "put SOURCE|- [name=NAME] [size=N|chunked|eof] [replace=yes] [resume=yes|KEY] [progress=SECONDS]",
         1,
         1,
-        "name size replace progress",
+        "name size replace resume progress",
         "store a file of the daemon's machine, or (-) the content that follows the line",
         "put photos/big.tar name=big.tar",
     ),
     "get": _verb(
-        "get FILE TARGET|- [replace=yes] [offset=N] [length=N] [on_error=fail|zero] [sync=yes] [progress=SECONDS]",
+        "get FILE TARGET|- [replace=yes] [offset=N] [length=N] [on_error=fail|zero] [sync=yes] [resume=yes] "
+        "[progress=SECONDS]",
         2,
         2,
-        "replace offset length on_error sync progress",
+        "replace offset length on_error sync resume progress",
         "write a stored file to a path of the daemon's machine, or (-) send it as DATA frames",
         "get big.tar restored/big.tar",
     ),

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -129,6 +130,7 @@ class LoadBatch(NamedTuple):
     skip: int = 0  # of the joined bytes, this many at the front are not wanted in the target
     length: int = 0  # and then this many are
     sync: bool = False  # the target will be synced
+    resume: bool = False  # parts that the target holds already are neither loaded nor written
 
 
 class CopyBatch(NamedTuple):
@@ -146,6 +148,13 @@ class BadPart(NamedTuple):
     seq: int
     code: str
     message: str
+
+
+class LoadedBatch(NamedTuple):
+    """What came of a LoadBatch: the parts that could not be loaded; how many bytes the target had already."""
+
+    bad: tuple[BadPart, ...] = ()
+    resumed: int = 0
 
 
 class Failure(NamedTuple):
@@ -329,7 +338,7 @@ def _read_source(path: str, offset: int, views: list[memoryview]) -> None:
         os.close(fd)
 
 
-def _behind(views: list[memoryview], count: int) -> list[memoryview]:
+def _behind(views: Sequence[memoryview], count: int) -> list[memoryview]:
     """What is left of these views behind their first `count` bytes."""
     for at, view in enumerate(views):
         if count < len(view):
@@ -339,29 +348,60 @@ def _behind(views: list[memoryview], count: int) -> list[memoryview]:
 
 
 @_task
-def load_batches(tasks: tuple[LoadBatch, ...], attempt: int) -> tuple[tuple[BadPart, ...] | Failure, ...]:
+def load_batches(tasks: tuple[LoadBatch, ...], attempt: int) -> tuple[LoadedBatch | Failure, ...]:
     """Read, decode and check parts into the slab, and on into their targets; a result for each batch.
 
     Parts that are missing or fail their checks are returned, with zeros in their place. A batch whose target
     cannot be written has a failure of its own.
     """
-    bad = [_read_batch(task) for task in tasks]
-    _check_md5s(tasks, bad)
-    return tuple(_deliver(task, found) for task, found in zip(tasks, bad, strict=True))
+    held = [_held_by_target(task) if task.resume else frozenset() for task in tasks]
+    bad = [_read_batch(task, there) for task, there in zip(tasks, held, strict=True)]
+    _check_md5s(tasks, held, bad)
+    return tuple(_deliver(*batch) for batch in zip(tasks, held, bad, strict=True))
 
 
-def _read_batch(task: LoadBatch) -> dict[int, BadPart]:
-    """Decode the parts of a batch into the slab; those that failed, by their place in the batch."""
+def _held_by_target(task: LoadBatch) -> frozenset[int]:
+    """Places of the parts that the target holds already, byte for byte; never of one that it is to hold a piece of."""
+    whole: list[int] = []
+    start = -task.skip  # of a part, among the bytes that the target gets
+    fd = os.open(task.target or "", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for at, part in enumerate(task.parts):
+            inside = start >= 0 and start + part.row.size <= task.length
+            if inside and _read_whole(fd, _place(part), task.target_offset + start):
+                whole.append(at)
+            start += part.row.size
+    finally:
+        os.close(fd)
+    md5s = hashing.md5_many(_Process.slab, [(task.parts[at].at, task.parts[at].row.size) for at in whole])
+    return frozenset(at for at, md5 in zip(whole, md5s, strict=True) if md5 == task.parts[at].row.md5)
+
+
+def _read_whole(fd: int, view: memoryview, offset: int) -> bool:
+    """Fill a view from a file; whether the file went that far. What cannot be read is not there."""
+    try:
+        while len(view) and (count := os.preadv(fd, [view], offset)):
+            view, offset = view[count:], offset + count
+    except OSError:
+        return False
+    return not len(view)
+
+
+def _read_batch(task: LoadBatch, held: frozenset[int]) -> dict[int, BadPart]:
+    """Decode the parts of a batch that are not held into the slab; those that failed, by their place in the batch."""
+    wanted = [(at, part) for at, part in enumerate(task.parts) if at not in held]
     bad: dict[int, BadPart] = {}
+    if not wanted:
+        return bad
     try:
         with _Process.store.open(task.pack) as pack:
-            for at, part in enumerate(task.parts):
+            for at, part in wanted:
                 try:
                     _read_part(pack, part)
                 except (Corrupt, Missing, OSError) as error:
                     bad[at] = _bad_part(part, error)
     except (Corrupt, Missing, OSError) as error:
-        bad = {at: _bad_part(part, error) for at, part in enumerate(task.parts)}
+        bad = {at: _bad_part(part, error) for at, part in wanted}
     return bad
 
 
@@ -380,43 +420,58 @@ def _bad_part(part: PartOut, error: RequestError | OSError) -> BadPart:
     return BadPart(part.seq, "io", os.strerror(error.errno or 0))
 
 
-def _check_md5s(tasks: Sequence[LoadBatch], bad: Sequence[dict[int, BadPart]]) -> None:
+def _check_md5s(tasks: Sequence[LoadBatch], held: Sequence[frozenset[int]], bad: Sequence[dict[int, BadPart]]) -> None:
     """Hash the parts of all batches together, and add to the bad ones those that are not what they were."""
-    parts = [(found, at, part) for task, found in zip(tasks, bad, strict=True) for at, part in enumerate(task.parts)]
+    parts = [
+        (found, at, part)
+        for task, there, found in zip(tasks, held, bad, strict=True)
+        for at, part in enumerate(task.parts)
+        if at not in there
+    ]
     md5s = hashing.md5_many(_Process.slab, [(part.at, part.row.size) for _, _, part in parts])
     for (found, at, part), md5 in zip(parts, md5s, strict=True):
         if at not in found and md5 != part.row.md5:
             found[at] = BadPart(part.seq, "corrupt", "the MD5 of its content is wrong")
 
 
-def _deliver(task: LoadBatch, bad: dict[int, BadPart]) -> tuple[BadPart, ...] | Failure:
+def _deliver(task: LoadBatch, held: frozenset[int], bad: dict[int, BadPart]) -> LoadedBatch | Failure:
     """Zeros for what is bad, and the content on into the target, if there is one."""
     for at in bad:
         _place(task.parts[at])[:] = bytes(task.parts[at].row.size)
     if task.target is not None:
         try:
-            _write_target(task)
+            _write_target(task, held)
         except OSError as error:
             return _failure(from_os_error(error, "writing the target"))
-    return tuple(bad.values())
+    return LoadedBatch(tuple(bad.values()), sum(task.parts[at].row.size for at in held))
 
 
-def _write_target(task: LoadBatch) -> None:
-    left = _behind([_place(part) for part in task.parts], task.skip)
-    offset, end = task.target_offset, task.target_offset + task.length
+def _write_target(task: LoadBatch, held: frozenset[int]) -> None:
     fd = os.open(task.target or "", os.O_WRONLY | os.O_CLOEXEC)
     try:
-        while offset < end:
-            count = os.pwritev(fd, _at_most(left, min(end - offset, WRITE_BYTES)), offset)
-            offset += count
-            left = _behind(left, count)
+        start = 0  # of a part, in the joined bytes
+        for skipped, group in groupby(range(len(task.parts)), key=held.__contains__):
+            stretch = [_place(task.parts[at]) for at in group]
+            end = start + sum(map(len, stretch))
+            if not skipped:
+                first, last = max(start, task.skip), min(end, task.skip + task.length)
+                wanted = _at_most(_behind(stretch, first - start), last - first)
+                _write_stretch(fd, wanted, task.target_offset + first - task.skip)
+            start = end
         if task.sync:
             disk.start_writeback(fd, task.target_offset, task.length)
     finally:
         os.close(fd)
 
 
-def _at_most(views: list[memoryview], length: int) -> list[memoryview]:
+def _write_stretch(fd: int, left: list[memoryview], offset: int) -> None:
+    while left:
+        count = os.pwritev(fd, _at_most(left, WRITE_BYTES), offset)
+        offset += count
+        left = _behind(left, count)
+
+
+def _at_most(views: Sequence[memoryview], length: int) -> list[memoryview]:
     """The first `length` bytes of these views."""
     wanted = []
     for view in views:

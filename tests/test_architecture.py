@@ -22,6 +22,7 @@ LAYERS = [
     {"commands"},
     {"commands.shared"},
     {"commands.engine"},
+    {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
     {"connection"},

@@ -302,7 +302,7 @@ def test_every_row_is_shown_in_a_transcript() -> None:
     found = re.search(r"The rows are (.+?)\.", sections(PROTOCOL)["Replies"], re.DOTALL)
     assert found
     listed = re.findall(r"`([A-Z]+)`", found[1])
-    assert len(listed) == 8
+    assert len(listed) == 9
     shown = {line.split(" ")[0] for line in exchanged("<")}
     assert set(listed) <= shown
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfsd import paths
-from pfsd.errors import Denied, Exists, IoError, NoSpace, NotFound, RequestError, UsageError
+from pfsd.errors import Busy, Denied, Exists, IoError, NoSpace, NotFound, RequestError, UsageError
 from pfsd.paths import Roots, TargetFile
 
 
@@ -534,3 +534,41 @@ def test_the_umask_is_read_and_not_changed():
         assert os.umask(0o035) == 0o035
     finally:
         os.umask(old)
+
+
+# --- partial targets ----------------------------------------------------------------------------
+
+
+def partial_target(tree: Tree, size: int = 4, replace: bool = False) -> TargetFile:
+    return TargetFile.create(tree.roots, b"new", replace, size, kept_as=b"key")
+
+
+def test_a_partial_target_stays_until_it_is_committed(tree):
+    before = tree.names()
+    with partial_target(tree) as target:
+        assert target.found == 0
+        os.write(target.fd, b"half")
+        with pytest.raises(Busy, match="resume=yes"):
+            partial_target(tree)
+    (hidden,) = tree.names() - before
+    assert hidden.startswith("root/.new.key.") and hidden.endswith(".pfsd-partial")
+    with partial_target(tree, size=3) as target:
+        assert target.found == 3, "what is too long is cut"
+        assert os.pread(target.fd, 10, 0) == b"hal"
+        target.commit()
+    assert tree.names() - before == {"root/new"}
+    assert (tree.root / "new").read_bytes() == b"hal"
+
+
+def test_a_partial_that_became_the_target_meanwhile_is_not_written_to(tree, monkeypatch):
+    """The daemon died between giving the file its name and taking the hidden one away."""
+    with partial_target(tree) as target:
+        os.write(target.fd, b"done")
+    (hidden,) = (name for name in tree.names() if name.endswith(".pfsd-partial"))
+    os.link(tree.top / hidden, tree.root / "new")
+    with partial_target(tree, replace=True) as target:
+        assert target.found == 0
+        os.write(target.fd, b"next")
+        assert (tree.root / "new").read_bytes() == b"done"
+        target.commit()
+    assert (tree.root / "new").read_bytes() == b"next"

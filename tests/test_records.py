@@ -153,3 +153,15 @@ def test_a_record_longer_than_a_line_is_not_written() -> None:
 def test_garbage_is_refused_and_nothing_else_is_raised(garbage: bytes) -> None:
     with pytest.raises(RecordError):
         decode(garbage)
+
+
+def test_a_put_that_can_be_resumed_says_what_of_and_has_its_put_id():
+    plain = Put(file=1, name=b"a", part_size=4096, created=5)
+    assert b"source" not in encode(plain) and decode(encode(plain)) == plain
+    resumable = Put(file=1, name=b"a", part_size=4096, created=5, source="upload:k", put="00ff" * 4)
+    assert decode(encode(resumable)) == resumable
+    for source, put in (("upload:k", ""), ("", "00ff" * 4), ("upload:k", "00ff"), ("upload:k", "x" * 16)):
+        with pytest.raises(RecordError):
+            encode(Put(file=1, name=b"a", part_size=4096, created=5, source=source, put=put))
+    with pytest.raises(RecordError):
+        encode(Put(file=1, name=b"a", part_size=4096, created=5, source="k" * 129, put="00ff" * 4))

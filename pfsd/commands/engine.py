@@ -66,6 +66,7 @@ class Progress:
 
     total: int | None = None
     bytes: int = 0
+    skipped: int = 0  # of these bytes, what an earlier try had done
     parts: int = 0
 
 
@@ -93,7 +94,7 @@ class Engine:
     def __post_init__(self) -> None:
         #: Where small files are stored together.
         self.shared = SharedPacks(self.store, self.workers, self.coding, self.registry.new_pack_id, self._let_go)
-        self._small_loads: Gatherer[work.LoadBatch, tuple[work.BadPart, ...] | work.Failure] = Gatherer(
+        self._small_loads: Gatherer[work.LoadBatch, work.LoadedBatch | work.Failure] = Gatherer(
             self._load_together, at_once=len(self.workers), most_items=SMALL_LOADS, most_cost=SMALL_LOADS_BYTES
         )
         self._small_flow = Flow()  # all small loads together count as one command
@@ -112,15 +113,25 @@ class Engine:
             return file
         if ref in self._claimed:
             raise NotReady("a file of this name is being stored", name=ref)
+        kept = self.registry.storing(ref)
+        if kept is not None:
+            raise NotReady(f"the put of this name was cut short: resume it, or delete {kept.id}", id=kept.id, name=ref)
         raise NotFound("no file has this name", name=ref)
 
     def ready(self, ref: FileRef) -> File:
         """The file a client means, if it can be read; NotFound or NotReady."""
         file = self.lookup(ref)
+        if self.is_interrupted(file):
+            raise NotReady(f"the put of file {file.id} was cut short: resume it, or delete {file.id}", id=file.id)
         if file.status in (Status.STORING, Status.DELETING):
             what = "stored" if file.status is Status.STORING else "deleted"
             raise NotReady(f"file {file.id} is being {what}", id=file.id)
         return file
+
+    def is_interrupted(self, file: File) -> bool:
+        """Whether the put of a file was cut short, and nobody is going on with it."""
+        known = self.registry.file(file.id) is file
+        return known and file.status is Status.STORING and file.name not in self._claimed
 
     # --- staying out of each other's way ---
 
@@ -192,6 +203,12 @@ class Engine:
             log.warning("unused packs stay until the next start: %s", error)
         return freed
 
+    async def give_up(self, file: File) -> int:
+        """Drop an interrupted put, whose name the caller has claimed; returns the bytes freed."""
+        packs = self.registry.packs_of(file.id)
+        await self.committer.commit([records.Drop(file=file.id)])
+        return await self.unlink_unused(packs)
+
     def footprint(self, file: File) -> int:
         """Bytes on disk that go when the file's packs go."""
         return self.registry.footprint(file.id)
@@ -200,12 +217,16 @@ class Engine:
         """`remove` in the background."""
         return self.in_background(self.remove(file))
 
+    def unlink_unused_soon(self, packs: Sequence[int]) -> asyncio.Task[int]:
+        """`unlink_unused` in the background."""
+        return self.in_background(self.unlink_unused(packs))
+
     def _let_go(self, pack: int, wasted: bool) -> None:
         """A pack is not held any more; `wasted` if something in it belongs to no file."""
         if self.committer.failed:
             return  # it is not known which records were written
         if not self.registry.is_used(pack):
-            self.in_background(self.unlink_unused([pack]))
+            self.unlink_unused_soon([pack])
         elif wasted:
             self.on_waste([pack])
 
@@ -233,7 +254,7 @@ class Engine:
 
     async def load(
         self, parts: Sequence[Part], extents: Sequence[Extent], flow: Flow, into: Target | None = None
-    ) -> tuple[work.BadPart, ...]:
+    ) -> work.LoadedBatch:
         """Load and check parts of one pack into their extents, and on into a target. Notes damage."""
         batch = work.LoadBatch(
             pack=parts[0].pack,
@@ -250,22 +271,25 @@ class Engine:
         )
         if into is not None:
             batch = batch._replace(
-                target=into.path, target_offset=into.offset, skip=into.skip, length=into.length, sync=into.sync
+                target=into.path,
+                target_offset=into.offset,
+                skip=into.skip,
+                length=into.length,
+                sync=into.sync,
+                resume=into.resume,
             )
         cost = sum(part.size for part in parts)
         if cost <= self.settings.small_bytes:
-            bad = await self._small_loads.add(batch, cost + LOAD_COST)
+            loaded = await self._small_loads.add(batch, cost + LOAD_COST)
         else:
-            (bad,) = await self.workers.run(work.load_batches, (batch,), flow, cost)
-        if isinstance(bad, work.Failure):
-            raise bad.error()
-        if bad:
-            await self.note_damage(parts[0].file, {part.seq for part in bad})
-        return bad
+            (loaded,) = await self.workers.run(work.load_batches, (batch,), flow, cost)
+        if isinstance(loaded, work.Failure):
+            raise loaded.error()
+        if loaded.bad:
+            await self.note_damage(parts[0].file, {part.seq for part in loaded.bad})
+        return loaded
 
-    async def _load_together(
-        self, batches: Sequence[work.LoadBatch]
-    ) -> tuple[tuple[work.BadPart, ...] | work.Failure, ...]:
+    async def _load_together(self, batches: Sequence[work.LoadBatch]) -> tuple[work.LoadedBatch | work.Failure, ...]:
         cost = sum(LOAD_COST + part.row.size for batch in batches for part in batch.parts)
         return await self.workers.run(work.load_batches, tuple(batches), self._small_flow, cost)
 
@@ -293,6 +317,7 @@ class Target:
     skip: int
     length: int
     sync: bool  # it will be synced: let the disk begin
+    resume: bool = False  # some of it may be there already
 
 
 def fd_path(fd: int) -> str:

@@ -6,12 +6,13 @@ import asyncio
 import fnmatch
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from pfsd import records
 from pfsd.aio import finish
 from pfsd.commands.engine import Engine, FileRef
-from pfsd.errors import NotFound, NotReady
+from pfsd.errors import Exists, NotFound, NotReady
 from pfsd.protocol import check_name
 from pfsd.registry import File, Status
 
@@ -55,6 +56,11 @@ async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> Fi
 async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> None:
     engine.claim(name, replace)
     try:
+        interrupted = engine.registry.storing(name)
+        if interrupted is not None:
+            if not replace:
+                raise Exists("a put of this name was cut short; replace=yes drops it", id=interrupted.id, name=name)
+            await engine.give_up(interrupted)
         old = engine.registry.find(name)
         async with engine.locked([file] + ([old] if old else [])):
             _check_still_ready(engine, file)
@@ -69,9 +75,10 @@ async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> Non
 async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
     """Remove files for good: durable when it returns, and their space is free again.
 
-    An unknown file among them removes none. A file that is being read keeps its packs until that is over.
+    An unknown file among them removes none. A file that is being read keeps its packs until that is over. A put
+    that was cut short, and is kept to be resumed, can be removed by its id.
     """
-    files = list({file.id: file for file in map(engine.ready, refs)}.values())
+    files = list({file.id: file for file in (_deletable(engine, ref) for ref in refs)}.values())
     return [
         # Shielded: who stops waiting for a removal does not stop it.
         deleted._replace(freed=await asyncio.shield(removal)) if removal else deleted
@@ -79,17 +86,40 @@ async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
     ]
 
 
+def _deletable(engine: Engine, ref: FileRef) -> File:
+    file = engine.lookup(ref)
+    return file if engine.is_interrupted(file) else engine.ready(ref)
+
+
 async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, asyncio.Task[int] | None]]:
     """The files are gone; their packs go in the background, and tell how much it was unless a reader keeps them."""
     async with engine.locked(files):
-        for file in files:
-            _check_still_ready(engine, file)
-        facts = [(file, file.name, file.parts) for file in files]
-        await engine.committer.commit([records.Delete(file=file.id) for file in files])
+        with ExitStack() as claims:
+            for file in files:
+                if engine.is_interrupted(file):
+                    engine.claim(file.name, replace=True)  # nobody goes on with it meanwhile
+                    claims.callback(engine.disclaim, file.name)
+                else:
+                    _check_still_ready(engine, file)
+            facts = [(file, file.name, file.parts) for file in files]
+            dropped = {
+                file.id: (engine.footprint(file), engine.registry.packs_of(file.id))
+                for file in files
+                if file.status is Status.STORING
+            }
+            await engine.committer.commit(
+                [(records.Drop if file.id in dropped else records.Delete)(file=file.id) for file in files]
+            )
     deleted = []
     for file, name, parts in facts:
-        pinned, footprint, removal = engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)
-        deleted.append((Deleted(file.id, name, parts, footprint), None if pinned else removal))
+        removal: asyncio.Task[int] | None
+        if file.id in dropped:
+            footprint, packs = dropped[file.id]
+            removal = engine.unlink_unused_soon(packs)
+        else:
+            pinned, footprint, removal = engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)
+            removal = None if pinned else removal
+        deleted.append((Deleted(file.id, name, parts, footprint), removal))
     return deleted
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
+from pfsd import hashing
 from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, FileRef, Progress, Target, fd_path
@@ -38,7 +39,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a get delivered; `bytes` is what was written or sent."""
+    """What a get delivered; `bytes` is what was written or sent, `resumed` what of it was there from an earlier try."""
 
     id: int
     name: bytes
@@ -46,6 +47,7 @@ class Fetched:
     etag: str
     bytes: int
     damage: list[Damage]
+    resumed: int = 0
 
     def error(self) -> Partial | None:
         """Partial when zeros stand in for content."""
@@ -118,21 +120,31 @@ async def get_path(
     sync: bool,
     progress: Progress,
     flow: Flow,
+    resume: bool = False,
 ) -> Fetched:
     """Write a file, or a range of it, to a path of the daemon's machine; nothing appears there unless all is well.
 
     With `zero_damage` unreadable parts become zeros instead of an error. With `sync` the content is on the disk
-    before the name appears; without, a loss of power soon afterwards may cut it short, as it may with cp.
+    before the name appears; without, a loss of power soon afterwards may cut it short, as it may with cp. With
+    `resume` what was written stays for the next try when this one is cut short.
     """
     file = engine.ready(ref)
     with engine.pinned(file):
         wanted = Range.of(file, offset, length)
         progress.total = wanted.length
-        create = partial(TargetFile.create, engine.roots, target, replace, wanted.length)
+        etag = engine.registry.etag(file.id)
+        kept_as = _partial_id(engine, file, etag, wanted) if resume else None
+        create = partial(TargetFile.create, engine.roots, target, replace, wanted.length, kept_as)
         async with opened(create, TargetFile.close) as out:
-            damage = await _fill(engine, file, wanted, out, zero_damage, sync, progress, flow)
+            damage, resumed = await _fill(engine, file, wanted, out, zero_damage, sync, progress, flow)
             await finish(asyncio.to_thread(out.commit, sync=sync))
-        return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
+        return Fetched(file.id, file.name, file.size, etag, wanted.length, damage, resumed)
+
+
+def _partial_id(engine: Engine, file: File, etag: str, wanted: Range) -> bytes:
+    """What a partial target has in its name: of another file, content or range it is another one."""
+    facts = f"{engine.store_id.hex()} {file.id} {etag} {wanted.start} {wanted.end}"
+    return b"%d.%s" % (file.id, hashing.md5(facts.encode()).hex()[:16].encode())
 
 
 async def _fill(
@@ -144,14 +156,19 @@ async def _fill(
     sync: bool,
     progress: Progress,
     flow: Flow,
-) -> list[Damage]:
+) -> tuple[list[Damage], int]:
+    """Returns what is damaged, and how many bytes the target held already."""
     damage: list[Damage] = []
+    resumed = 0
     path = fd_path(out.fd)
 
     async def load_run(run: Sequence[Part], extents: Sequence[Extent]) -> None:
+        nonlocal resumed
         start, end = _overlap(run[0], wanted).start, _overlap(run[-1], wanted).end
-        into = Target(path, start - wanted.start, start - run[0].offset, end - start, sync)
-        bad = await engine.load(run, extents, flow, into)
+        at = start - wanted.start
+        into = Target(path, at, start - run[0].offset, end - start, sync, resume=at < out.found)
+        bad, held = await engine.load(run, extents, flow, into)
+        resumed += held
         if bad and not zero_damage:
             raise bad_part_error(file, bad[0])
         damage.extend(_damage(run, bad, wanted))
@@ -165,7 +182,7 @@ async def _fill(
                 extents = await engine.take([part.size for part in run], flow)
                 window.start_now(load_run(run[: len(extents)], extents), partial(engine.budget.give, extents))
                 run = run[len(extents) :]
-    return sorted(damage, key=lambda lost: lost.offset)
+    return sorted(damage, key=lambda lost: lost.offset), resumed
 
 
 def _damage(run: Sequence[Part], bad: Sequence[BadPart], wanted: Range) -> Iterator[Damage]:
@@ -219,7 +236,7 @@ async def _send_only_part(
     (part,) = engine.registry.parts(file.id)
     extents = await engine.take([part.size], flow)
     try:
-        bad = await engine.load([part], extents, flow)
+        bad = (await engine.load([part], extents, flow)).bad
         if bad and not zero_damage:
             raise bad_part_error(file, bad[0])
         view = engine.budget.view(extents[0])[wanted.start : wanted.end]
@@ -287,7 +304,7 @@ class _Outgoing:
         extents = await self._engine.take([part.size for part in run], self._flow)
         run = run[: len(extents)]
         try:
-            bad = await self._engine.load(run, extents, self._flow)
+            bad = (await self._engine.load(run, extents, self._flow)).bad
         except BaseException:
             self._engine.budget.give(extents)
             raise

@@ -1,7 +1,8 @@
 """put: a file of the daemon's machine, or content that arrives over a connection, becomes parts in the store.
 
 Commit rule: packs durable first, then one journal record that makes the file exist, then OK. Until that record
-every trace of a put can be taken back, and is.
+every trace of a put can be taken back, and is; unless the put is to be resumed when it is cut short. Then what was
+stored of it is made durable now and then, and stays under its name (`resume` says what becomes of it).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from pfsd import hashing, packs, records, work
 from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
+from pfsd.commands.resume import Kept, key_of_path, missing, take_up
 from pfsd.commands.shared import SmallFile
 from pfsd.errors import Busy, Cancelled, Changed, RequestError, from_os_error
 from pfsd.fair import Flow
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 MEMORY_PATIENCE_SECONDS = 30.0
 #: Runs that wait in memory until they are journalled together; one record holds their rows in well under 1 MiB.
 RUNS_PER_RECORD = 64
+#: A put that can be resumed makes what it has stored durable every so many bytes: what a crash can cost it.
+CHECKPOINT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -44,15 +48,21 @@ class Stored:
     stored: int
     parts: int
     etag: str
+    resumed: int = 0  # bytes that an earlier try had stored
 
 
 class Storing:
     """One file on its way into the store: `async with`, `store` its runs, `commit`; else all is taken back.
 
     A small file goes with `store_small` instead, and costs a fraction of a run of its own.
+
+    With a `source`, the key of a put that can be resumed, what was stored is kept instead, unless `keeps` is cleared,
+    and `kept` are the runs of an earlier try that this one goes on from.
     """
 
-    def __init__(self, engine: Engine, name: bytes, replace: bool, size: int | None, flow: Flow) -> None:
+    def __init__(
+        self, engine: Engine, name: bytes, replace: bool, size: int | None, flow: Flow, source: str = ""
+    ) -> None:
         self._engine = engine
         self._name = check_name(name)
         self._replace = replace
@@ -68,37 +78,69 @@ class Storing:
         self._shared_pack: int | None = None
         self._announced = False
         self._committed = False
+        self._source = source
+        self._unsaved = 0  # bytes stored since the last checkpoint
+        self._published: list[tuple[str, int]] = []  # by a checkpoint whose records are not in the journal yet
         self.part_size = engine.settings.part_size
+        self.keeps = bool(source)
+        self.kept: list[records.Run] = []
+        self.resumed = 0
 
     async def __aenter__(self) -> Storing:
         self._engine.claim(self._name, self._replace)
-        self.file_id = self._engine.registry.new_file_id()
-        self._put_id = random.randbytes(8)
-        self._created = time.time_ns()
+        try:
+            interrupted = self._engine.registry.storing(self._name) is not None
+            earlier = await finish(self._take_up()) if interrupted else None
+        except BaseException:
+            self._engine.disclaim(self._name)
+            raise
+        if earlier is not None:
+            self._go_on(earlier)
+        else:
+            self.file_id = self._engine.registry.new_file_id()
+            self._put_id = random.randbytes(8)
+            self._created = time.time_ns()
         return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if not self._committed:
+            if self._committed:
+                return
+            if self.keeps and self._announced and not isinstance(error, Changed):
+                await finish(self._keep())
+            else:
                 await finish(self._take_back())
         finally:
             if self._shared_pack is not None:
                 self._engine.shared.release(self._shared_pack, given_up=not self._committed)
             self._engine.disclaim(self._name)
 
+    async def _take_up(self) -> Kept | None:
+        # What comes over a connection comes from a place on, not into gaps.
+        return await take_up(self._engine, self._name, self._source, self.part_size, from_start=self._size is None)
+
+    def _go_on(self, earlier: Kept) -> None:
+        self.file_id, self._put_id, self._created = earlier.file, earlier.put, earlier.created
+        self._announced = True
+        self.kept = earlier.runs
+        for run in earlier.runs:
+            self._md5s[run.seq] = b"".join(bytes.fromhex(md5) for _, _, _, _, md5 in run.parts)
+            self._stored += sum(stored for _, _, stored, _, _ in run.parts)
+            self.resumed += sum(size for _, size, _, _, _ in run.parts)
+
     def announce(self) -> None:
         """Enter the file as being stored: it has more than one run, which are journalled on the way."""
         if not self._announced:
             self._announced = True
-            self._journal(
-                records.Put(file=self.file_id, name=self._name, part_size=self.part_size, created=self._created)
-            )
+            put_id = self._put_id.hex() if self._source else ""
+            self._journal(records.Put(self.file_id, self._name, self.part_size, self._created, self._source, put_id))
 
     async def store_small(self, extents: Sequence[Extent], source: str | None = None) -> None:
         """Store all parts of a small file, which lie in these extents or are to be read to them from `source`.
 
         No extents stand for an empty file. The extents stay the caller's.
         """
+        self.keeps = False  # there would be nothing to go on from
         parts = self._parts(0, extents, final_size=sum(extent.size for extent in extents))
         placed = await self._engine.shared.store(SmallFile(parts, source))
         self._shared_pack = placed.pack
@@ -131,7 +173,13 @@ class Storing:
         self._coding.tell(choice, stored.measured)
         self._staged.append((stored.token, pack))
         self._note(seq, pack, [row for row in stored.parts if isinstance(row, work.PartRow)])
-        if self._announced and len(self._runs) > RUNS_PER_RECORD:
+        self._unsaved += cost
+        if not self._announced:
+            return
+        if self.keeps:
+            if self._unsaved >= CHECKPOINT_BYTES or len(self._runs) > RUNS_PER_RECORD:
+                self._later(self._save(*self._unsaved_runs()))
+        elif len(self._runs) > RUNS_PER_RECORD:
             self._journal_runs()
 
     def _parts(self, seq: int, extents: Sequence[Extent], final_size: int | None) -> tuple[work.PartIn, ...]:
@@ -167,12 +215,12 @@ class Storing:
         await finish(self._commit(size))
         md5s = b"".join(self._md5s[seq] for seq in sorted(self._md5s))
         parts = len(md5s) // hashing.MD5_BYTES
-        return Stored(self.file_id, self._name, size, self._stored, parts, hashing.etag(md5s))
+        return Stored(self.file_id, self._name, size, self._stored, parts, hashing.etag(md5s), self.resumed)
 
     async def _commit(self, size: int) -> None:
         engine = self._engine
         if self._staged:
-            await asyncio.to_thread(self._publish)
+            await asyncio.to_thread(self._publish, self._staged)
         for task in self._journalled:
             await task
         while old := engine.registry.find(self._name):
@@ -196,10 +244,10 @@ class Storing:
         await self._engine.committer.commit([ready])
         self._committed = True
 
-    def _publish(self) -> None:
+    def _publish(self, staged: Sequence[tuple[str, int]]) -> None:
         try:
-            self._engine.store.publish(self._staged)
-            self._engine.store.sync_published([pack for _, pack in self._staged])
+            self._engine.store.publish(staged)
+            self._engine.store.sync_published([pack for _, pack in staged])
         except OSError as error:
             raise from_os_error(error, "publishing packs") from error
 
@@ -209,41 +257,99 @@ class Storing:
         self._journal(*(records.Parts(file=self.file_id, run=run) for run in runs.values()))
 
     def _journal(self, *batch: records.Record) -> None:
-        task = asyncio.create_task(self._engine.committer.commit(batch))
+        self._later(self._engine.committer.commit(batch))
+
+    def _later(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(job)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._journalled.append(task)
+
+    def _unsaved_runs(self) -> tuple[list[tuple[str, int]], list[records.Run]]:
+        """Take what the next checkpoint is to save out of what is gathered: staged packs, and their runs.
+
+        The end marker stays: it belongs to this try, another one may end elsewhere.
+        """
+        runs = [run for run in self._runs.values() if run.parts]
+        packs = {run.pack for run in runs}
+        staged = [pair for pair in self._staged if pair[1] in packs]
+        self._runs = {seq: run for seq, run in self._runs.items() if not run.parts}
+        self._staged = [pair for pair in self._staged if pair[1] not in packs]
+        self._published += staged
+        self._unsaved = 0
+        return staged, runs
+
+    async def _save(self, staged: Sequence[tuple[str, int]], runs: Sequence[records.Run]) -> None:
+        """A checkpoint: the packs first, durably, then the records, so that none names a pack that is not there."""
+        await asyncio.to_thread(self._publish, staged)
+        await self._engine.committer.commit([records.Parts(file=self.file_id, run=run) for run in runs])
+        saved = set(staged)
+        self._published = [pair for pair in self._published if pair not in saved]
+
+    async def _keep(self) -> None:
+        """Leave what was stored to the put that goes on from here."""
+        await asyncio.gather(*self._journalled, return_exceptions=True)
+        try:
+            await self._save(*self._unsaved_runs())
+        except RequestError as error:
+            log.warning("what a put has stored last cannot be kept: %s", error)
+        if self._engine.committer.failed:
+            return
+        file = self._engine.registry.file(self.file_id)
+        if file is None or not file.parts:
+            await self._take_back()
+        else:
+            await self._discard_unsaved()
+            log.info("file %d was cut short and is kept: %d bytes", file.id, file.size)
 
     async def _take_back(self) -> None:
         if self._engine.committer.failed:
             return  # the record may be on disk all the same: leave everything to the next start
         await asyncio.gather(*self._journalled, return_exceptions=True)
-        if self._tokens or self._staged:
+        await self._discard_unsaved()
+        known = self._source and self._engine.registry.file(self.file_id)
+        saved = self._engine.registry.packs_of(self.file_id) if known else []
+        with suppress(RequestError):  # the next start drops it
+            await self._engine.committer.commit([records.Drop(file=self.file_id)])
+            await self._engine.unlink_unused(saved)
+
+    async def _discard_unsaved(self) -> None:
+        if self._tokens or self._staged or self._published:
             try:
                 await asyncio.to_thread(self._discard)
             except OSError as error:
                 log.warning("the packs of a given up put stay until the next start: %s", error)
-        with suppress(RequestError):  # the next start drops it
-            await self._engine.committer.commit([records.Drop(file=self.file_id)])
 
     def _discard(self) -> None:
-        self._engine.store.discard([*self._tokens, *(token for token, _ in self._staged)])
-        self._engine.store.delete([pack for _, pack in self._staged])
+        unsaved = self._staged + self._published
+        self._engine.store.discard([*self._tokens, *(token for token, _ in unsaved)])
+        self._engine.store.delete([pack for _, pack in unsaved])
 
 
 # --- from a path --------------------------------------------------------------------------------
 
 
 async def put_path(
-    engine: Engine, source: bytes, name: bytes | None, replace: bool, progress: Progress, flow: Flow
+    engine: Engine,
+    source: bytes,
+    name: bytes | None,
+    replace: bool,
+    progress: Progress,
+    flow: Flow,
+    resumable: bool = False,
 ) -> Stored:
-    """Store a file of the daemon's machine; the I/O processes read it themselves."""
+    """Store a file of the daemon's machine; the I/O processes read it themselves.
+
+    With `resumable` what was stored is kept when it is cut short, and what is kept of this source is not read again.
+    """
     if name is None:
         name = os.path.basename(source.rstrip(b"/"))
     check_name(name)
     async with opened(partial(engine.roots.open_source, source), os.close) as fd:
         before = os.fstat(fd)
         size = progress.total = before.st_size
-        async with Storing(engine, name, replace, size, flow) as storing:
+        key = key_of_path(fd, engine.settings.part_size) if resumable else ""
+        async with Storing(engine, name, replace, size, flow, key) as storing:
+            progress.bytes = progress.skipped = storing.resumed
             async with Window(len(engine.workers) + 1) as window:
                 await _store_file(engine, storing, fd_path(fd), size, window, progress, flow)
             _check_unchanged(before, os.fstat(fd))
@@ -253,19 +359,20 @@ async def put_path(
 async def _store_file(
     engine: Engine, storing: Storing, source: str, size: int, window: Window, progress: Progress, flow: Flow
 ) -> None:
-    run_size = storing.part_size * engine.settings.run_parts
-    if size <= engine.settings.small_bytes:
+    if size <= engine.settings.small_bytes and not storing.kept:
         await _store_small_file(engine, storing, source, size, progress, flow)
         return
-    if size > run_size:
+    if size > storing.part_size * engine.settings.run_parts:
         storing.announce()
-    offset = seq = 0
-    while offset < size:
-        await window.room()
-        extents = await engine.take(part_sizes(min(run_size, size - offset), storing.part_size), flow)
-        window.start_now(_store_run(storing, seq, extents, source, progress), partial(engine.budget.give, extents))
-        seq += len(extents)
-        offset += sum(extent.size for extent in extents)
+    for stretch in missing(storing.kept, -(-size // storing.part_size)):
+        seq = stretch.start
+        while seq < stretch.stop:
+            end = min(seq + engine.settings.run_parts, stretch.stop)
+            run_size = min(end * storing.part_size, size) - seq * storing.part_size
+            await window.room()
+            extents = await engine.take(part_sizes(run_size, storing.part_size), flow)
+            window.start_now(_store_run(storing, seq, extents, source, progress), partial(engine.budget.give, extents))
+            seq += len(extents)
 
 
 async def _store_small_file(
@@ -319,13 +426,22 @@ class Upload:
 
     The connection writes to `view` and reports with `advance`; when `view` is empty it awaits `space`. Parts
     gather until they make a run, or until someone needs the memory. `size` None is not known beforehand.
+    With a `key`, which goes with an unknown size, an upload that is cut short is kept, and one with the same key
+    begins where it stopped, at byte `offset` of the content.
     """
 
     def __init__(
-        self, engine: Engine, name: bytes, replace: bool, size: int | None, progress: Progress, flow: Flow
+        self,
+        engine: Engine,
+        name: bytes,
+        replace: bool,
+        size: int | None,
+        progress: Progress,
+        flow: Flow,
+        key: str = "",
     ) -> None:
         self._engine = engine
-        self._storing = Storing(engine, name, replace, size, flow)
+        self._storing = Storing(engine, name, replace, size, flow, key)
         self._window = Window(len(engine.workers) + 1)
         self._progress = progress
         self._flow = flow
@@ -337,10 +453,14 @@ class Upload:
         self._closed = False
         self.size = progress.total = size
         self.received = 0
+        self.offset = 0
         self.view = memoryview(b"")
 
     async def __aenter__(self) -> Upload:
         await self._storing.__aenter__()
+        self.offset = self.received = self._storing.resumed
+        self._seq = self.offset // self._storing.part_size
+        self._progress.bytes = self._progress.skipped = self.offset
         self._engine.budget.on_pressure.add(self._flush)
         return self
 
@@ -349,12 +469,24 @@ class Upload:
         self._engine.budget.on_pressure.discard(self._flush)
         self.view = memoryview(b"")
         try:
+            if self._storing.keeps and not self._window.failed.is_set():
+                await finish(self._rescue())
             await self._window.cancel()
         finally:
             held = self._full + ([self._extent] if self._extent else [])
             self._full, self._extent = [], None
             self._engine.budget.give(held)
             await self._storing.__aexit__(kind, error, trace)
+
+    def give_up(self) -> None:
+        """The client does not want it any more: nothing of it is kept."""
+        self._storing.keeps = False
+
+    async def _rescue(self) -> None:
+        """Store the full parts that have come: they are kept."""
+        self._flush()
+        with suppress(RequestError):  # those before it are kept
+            await self._window.drain()
 
     async def space(self) -> None:
         """Wait until `view` has room for a byte; raises what storing earlier parts ran into."""

@@ -85,7 +85,7 @@ async def _verify_file(
     sound = True
 
     async def check_run(run: Sequence[Part], extents: Sequence[Extent]) -> None:
-        bad = await engine.load(run, extents, flow)
+        bad = (await engine.load(run, extents, flow)).bad
         done.parts += len(run)
         done.bytes += sum(part.size for part in run)
         progress.bytes, progress.parts = done.bytes, done.parts
