@@ -68,7 +68,7 @@ def test_requests_that_fit(line: bytes) -> None:
         (b"auth", "usage: auth"),
         (b"quit now", "usage: quit"),
         (b"exit now", "usage: exit"),
-        (b"put a nmae=x", "it has: name= progress= replace= size="),
+        (b"put a nmae=x", "it has: name= progress= replace= resume= size="),
         (b"ping x=y", "it has: none"),
         (b"put a=b", "quotes"),
     ],

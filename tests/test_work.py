@@ -83,8 +83,8 @@ def test_batches_loaded_together_fail_alone(store: stores.PackStore, tmp_path: P
     results = work.load_batches(batches, 0)
     assert isinstance(results, tuple)
     first, missing, second, no_target = results
-    assert (first, second) == ((), ())
-    assert isinstance(missing, tuple) and [bad.code for bad in missing] == ["missing"]
+    assert (first, second) == (work.LoadedBatch(), work.LoadedBatch())
+    assert isinstance(missing, work.LoadedBatch) and [bad.code for bad in missing.bad] == ["missing"]
     assert isinstance(no_target, work.Failure) and no_target.code == "not-found"
     assert bytes(work._Process.slab[8192 : 8192 + 60]) == content[2]
     assert (tmp_path / "out").read_bytes() == content[1]
