@@ -93,6 +93,7 @@ def test_a_shared_pack_goes_with_its_last_file(daemon: Daemon) -> None:
         for name in names[:-1]:
             assert code(wire.last(b"delete %b\n" % name.encode())) == "OK"
         assert get_all(wire, names[-1:]) == digests_of({names[-1]: files[names[-1]]})
+        daemon.wait_until("waste", "0")
         (left,) = daemon.packs()
         size = left.stat().st_size
         assert int(fields(wire.last(b"delete %b\n" % names[-1].encode()))["freed"]) == size
