@@ -223,6 +223,10 @@ class Daemon:
         """Ask `list` until it has so many rows."""
         self._poll(b"list\n", lambda rows: len(rows) == files + 1)
 
+    def wait_until_packs(self, count: int) -> None:
+        """Ask for anything until there are so many packs: those of what is gone go after the answer."""
+        self._poll(b"ping\n", lambda rows: len(self.packs()) == count)
+
     def _poll(self, request: bytes, is_so: Callable[[list[bytes]], bool]) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
         with self.connect() as wire:

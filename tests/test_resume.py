@@ -380,7 +380,8 @@ def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None
     daemon.wait_until_listed(1)
     wire.reset()
     daemon.wait_until_listed(0)
-    assert daemon.packs() == daemon.staged() == []
+    daemon.wait_until_packs(0)
+    assert daemon.staged() == []
     assert "source" not in journal(daemon, "put")[0]
 
 

@@ -39,7 +39,7 @@ def assert_nothing_stored(daemon: Daemon, but: int = 0) -> None:
     daemon.wait_until("memory_used", "0")
     daemon.wait_until("requests", "1")
     daemon.wait_until_listed(but)
-    assert len(daemon.packs()) == but
+    daemon.wait_until_packs(but)
     assert daemon.staged() == []
 
 
@@ -390,7 +390,7 @@ def test_a_taken_name_is_refused_and_replaced_on_demand(daemon: Daemon) -> None:
         old = wire.ask(b"stat %s\n" % first["id"].encode())
         assert code(old[-1]) == "not-found" or fields(old[0])["status"] == "deleting"
     daemon.wait_until_listed(1)
-    assert len(daemon.packs()) == 1
+    daemon.wait_until_packs(1)
 
 
 def test_a_taken_name_is_refused_from_a_path_too(daemon: Daemon) -> None:

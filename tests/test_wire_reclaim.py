@@ -9,8 +9,9 @@ from tests.harness import PART, Daemon, noise
 from tests.test_wire_small import digests_of, get_all
 from tests.wire import Wire, code, fields
 
-FILES = {f"f{at}": noise(2000 + at, at) for at in range(60)} | {"empty": b"", "two parts": noise(PART + 1)}
-NAMES = {name.replace(" ", "-"): content for name, content in FILES.items()}
+FILES = {"two-parts": noise(PART + 1), "empty": b""} | {
+    f"f{at}": noise(2000 + at, at) for at in range(40)
+}  # less than is worth sharing out
 
 
 def put_in_one_pack(daemon: Daemon, wire: Wire, files: dict[str, bytes]) -> Path:
@@ -43,17 +44,18 @@ def put_in_one_pack(daemon: Daemon, wire: Wire, files: dict[str, bytes]) -> Path
 
 
 def test_a_mostly_dead_pack_is_copied_and_goes(daemon: Daemon) -> None:
-    files = dict(NAMES)
+    files = dict(FILES)
     with daemon.connect() as wire:
         pack = put_in_one_pack(daemon, wire, files)
         size = pack.stat().st_size
-        for at in range(20):
+        for at in range(4):
             assert fields(wire.last(b"delete f%d\n" % at))["freed"] == "0"
             del files[f"f{at}"]
-        assert 0 < int(daemon.stats()["waste"]) < size / 2
+        daemon.wait_until("waste", str(sum(len(FILES[f"f{at}"]) + 94 + 2 for at in range(4))))
         assert daemon.packs() == [pack], "not worth it yet"
-        wire.last(b"delete two-parts f20 f21\n")
-        for name in ("two-parts", "f20", "f21"):
+        doomed = ["two-parts", *(f"f{at}" for at in range(4, 20))]
+        wire.last(b"delete %b\n" % " ".join(doomed).encode())
+        for name in doomed:
             del files[name]
         daemon.wait_until("packs_copied", "1")
         daemon.wait_until("waste", "0")
@@ -74,10 +76,10 @@ def test_a_mostly_dead_pack_is_copied_and_goes(daemon: Daemon) -> None:
 
 
 def test_what_was_mostly_dead_at_the_start_is_copied(daemon: Daemon) -> None:
-    files = dict(NAMES)
+    files = dict(FILES)
     with daemon.connect() as wire:
         put_in_one_pack(daemon, wire, files)
-        doomed = [f"f{at}" for at in range(58)]
+        doomed = [f"f{at}" for at in range(38)]
         wire.send(b"delete %b\n" % " ".join(doomed).encode())
         wire.reply()
         daemon.kill()  # before it has come to the copying, or in the middle of it, or after
@@ -85,14 +87,14 @@ def test_what_was_mostly_dead_at_the_start_is_copied(daemon: Daemon) -> None:
         del files[name]
     daemon.start()
     daemon.wait_until("waste", "0")
-    assert [path.stat().st_size < 200_000 for path in daemon.packs()] == [True]
+    assert len(daemon.packs()) == 1
     with daemon.connect() as wire:
         assert get_all(wire, list(files)) == digests_of(files)
 
 
-def test_a_reader_keeps_the_pack_that_it_reads_from(daemon: Daemon) -> None:
-    big = noise(PART * 7)
-    files = {"big": big} | {f"f{at}": noise(PART) for at in range(8)}
+def test_readers_do_not_notice(daemon: Daemon) -> None:
+    big = noise(PART * 6)
+    files = {"big": big} | {f"f{at}": noise(PART * 7 // 8) for at in range(8)}  # less than what is shared out
     with daemon.connect() as wire:
         pack = put_in_one_pack(daemon, wire, files)
         with Wire(daemon.address, receive_buffer=4096) as slow:
@@ -100,7 +102,6 @@ def test_a_reader_keeps_the_pack_that_it_reads_from(daemon: Daemon) -> None:
             slow.peek(10)
             wire.last(b"delete %b\n" % b" ".join(b"f%d" % at for at in range(8)))
             daemon.wait_until("packs_copied", "1")
-            assert pack.exists()
             for _ in range(40):
                 content, final = slow.frames()
                 assert content == big and code(final) == "OK"

@@ -192,7 +192,6 @@ class Engine:
 
     async def unlink_unused(self, packs: Sequence[int]) -> int:
         """Unlink those of these packs that no file needs; returns the bytes freed."""
-        self.on_waste(packs)
         unused = [pack for pack in packs if not self.registry.is_used(pack) and not self.shared.is_held(pack)]
         freed, flow = 0, Flow()
         try:
@@ -201,6 +200,7 @@ class Engine:
                 freed += await self.workers.run(work.delete_packs, batch, flow, UNLINK_COST * len(batch))
         except RequestError as error:
             log.warning("unused packs stay until the next start: %s", error)
+        self.on_waste(packs)
         return freed
 
     async def give_up(self, file: File) -> int:
