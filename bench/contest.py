@@ -6,6 +6,7 @@ hits both. What comes back is compared byte by byte, each time.
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -17,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from corpora import bytes_of, files_of
-from daemon import ROOT, Daemon, Failed, fields, quote, require_same
+from corpora import bytes_of, files_of, warm
+from daemon import PIECE_BYTES, ROOT, Daemon, Failed, fields, quote, require_same
 from figures import MIB, Pairs, Row, ratio_row
 from peers import Peer
 from suite import say
 
+#: Memory to have at hand beside as much as the source is long.
+SPARE_BYTES = 512 << 20
 #: Ids in one `delete`, far below the length of a request line.
 DELETE_IDS = 1000
 
@@ -205,12 +208,7 @@ def hold(title: str, source: Path, ours: Contestant, theirs: Contestant, pairs: 
 def _run_pair(
     source: Path, ours: Contestant, theirs: Contestant, scratch: Path, contest: Contest, ours_first: bool
 ) -> None:
-    """Put by one and the other, then get by one and the other.
-
-    Who goes first alternates from pair to pair: the second finds the memory that the first has just given back,
-    which on a virtual machine is several times as fast to fill as memory that was not touched for long. Each step
-    begins with nothing left to write back from the steps before.
-    """
+    """Put by one and the other, then get by one and the other. Who goes first alternates from pair to pair."""
     ours.prepare()
     theirs.prepare()
     put, get = contest.put, contest.get
@@ -218,7 +216,7 @@ def _run_pair(
     if not ours_first:
         turns.reverse()
     for contestant, seconds, _ in turns:
-        os.sync()
+        level_ground(source)
         seconds.append(contestant.put())
     contest.our_stored, contest.their_stored = ours.stored(), theirs.stored()
     for contestant, _, seconds in turns:
@@ -230,7 +228,7 @@ def _checked_get(contestant: Contestant, source: Path, scratch: Path) -> float:
     target = scratch / "out"
     target.mkdir()
     try:
-        os.sync()
+        level_ground(source)
         seconds = contestant.get(target)
         if source.is_dir():
             require_same_tree(source, target)
@@ -238,8 +236,31 @@ def _checked_get(contestant: Contestant, source: Path, scratch: Path) -> float:
             (result,) = files_of(target)
             require_same(source, result)
     finally:
-        shutil.rmtree(target)
+        _put_aside(target)
     return seconds
+
+
+def _put_aside(target: Path) -> None:
+    """Remove what came back; of a tree at the end, as ext4 takes a millisecond for each file that is made while
+    thousands have been removed in the last minutes."""
+    if any(path.is_dir() for path in target.iterdir()):
+        target.rename(target.with_name(f"{target.name}-{time.monotonic_ns()}"))
+    else:
+        shutil.rmtree(target)
+
+
+def level_ground(source: Path) -> None:
+    """What each step begins with: the source in the page cache, nothing to write back, and memory that is at hand.
+
+    A virtual machine may have given memory that nobody used for some seconds back to its host; to get it again takes
+    several times as long as to use it, and who comes second would find what the first has just freed.
+    """
+    warm(source)
+    with mmap.mmap(-1, bytes_of(source) + SPARE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        piece = bytes(PIECE_BYTES)
+        for _ in range(len(memory) // PIECE_BYTES):
+            memory.write(piece)
 
 
 def require_same_tree(one: Path, other: Path) -> None:
