@@ -43,7 +43,7 @@ def command(script: str, arguments: argparse.Namespace) -> list[str]:
         words += ["--memory", arguments.memory]
     if script not in ("memory", "limit") and arguments.codec:
         words += ["--codec", arguments.codec]
-    return words + ["--quick"] * arguments.quick
+    return words + ["--quick"] * arguments.quick + ["--keep-memory"] * arguments.keep_memory
 
 
 def run_script(words: list[str]) -> int:

@@ -6,6 +6,7 @@ A result is one JSON file: what ran, on which machine, with which versions and s
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import platform
@@ -28,6 +29,9 @@ from figures import Row, table
 #: The cores that every side gets unless told otherwise: what the goals are stated for.
 CORES = 2
 PAIRS, QUICK_PAIRS = 5, 2
+#: The smallest blocks of free memory, as a power of two of pages, that the kernel reports to a host; and one above all
+#: there are.
+REPORTED_ORDER, ABOVE_ALL_ORDERS = Path("/sys/module/page_reporting/parameters/page_reporting_order"), 11
 #: Packages that do the work inside pfsd.
 PACKAGES = ("uvloop", "msgspec", "backports.zstd", "numba")
 
@@ -50,6 +54,11 @@ def options(description: str, *, pairs: bool = True) -> argparse.ArgumentParser:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pfsd-bench"
     parser.add_argument("--cache", type=Path, default=cache, metavar="DIR", help="of the corpora (%(default)s)")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="where the stores are, for a while (the cache)")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="on a virtual machine, as root: let no unused memory go back to the host while this runs",
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="of the JSON (bench/results/<date>)")
     return parser
 
@@ -74,6 +83,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = Non
     if not 1 <= parsed.cores <= len(allowed):
         parser.error(f"--cores must be from 1 to the {len(allowed)} of this machine")
     os.sched_setaffinity(0, allowed[: parsed.cores])
+    if parsed.keep_memory:
+        keep_memory(parser)
     parsed.dir = parsed.dir or parsed.cache
     parsed.results = parsed.results or ROOT / "bench" / "results" / time.strftime("%Y-%m-%d")
     return parsed
@@ -85,6 +96,16 @@ def settings(arguments: argparse.Namespace) -> dict[str, object]:
     if vars(arguments).get("codec"):
         given["codec"] = arguments.codec
     return given
+
+
+def keep_memory(parser: argparse.ArgumentParser) -> None:
+    """Until this process ends, let the kernel report no block of free memory to the host as unused."""
+    try:
+        before = REPORTED_ORDER.read_text()
+        REPORTED_ORDER.write_text(str(ABOVE_ALL_ORDERS))
+    except OSError as error:
+        parser.error(f"--keep-memory: {REPORTED_ORDER}: {error.strerror}")
+    atexit.register(REPORTED_ORDER.write_text, before)
 
 
 @contextmanager
@@ -202,6 +223,7 @@ def machine(where: Path) -> dict[str, object]:
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
+        "keeps_free_memory": not REPORTED_ORDER.exists() or int(REPORTED_ORDER.read_text()) >= ABOVE_ALL_ORDERS,
         "filesystem": filesystem.decode().split()[-1],
     }
 
