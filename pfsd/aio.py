@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-async def finish(job: Coroutine[Any, Any, Result] | asyncio.Task[Result]) -> Result:
+async def finish(job: Coroutine[Any, Any, Result] | asyncio.Future[Result]) -> Result:
     """Await a job to its end, whatever happens to the waiter; a cancellation is delivered afterwards.
 
     For work that other parties (a process, the journal) carry on with anyway, so that what it uses is freed
     only when it is over.
     """
-    task = job if isinstance(job, asyncio.Task) else asyncio.ensure_future(job)
+    task = job if isinstance(job, asyncio.Future) else asyncio.ensure_future(job)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:

@@ -93,18 +93,21 @@ class Committer:
         The cancellation of a caller does not stop the write. NoSpace or IoError: none was written, or, when
         the journal has `failed`, it is not known. RecordError: not a record that can be written.
         """
+        if records:
+            await self.submit(records)
+
+    def submit(self, records: Sequence[Record]) -> asyncio.Future[None]:
+        """As `commit`, for callers that have something to do before they wait."""
         objects = [encode(record) for record in records]
         if self._failure is not None:
             raise _io_error(self._failure)
         if self._closed:
             raise IoError("the journal is closed")
-        if not objects:
-            return
         group = _Group(records, objects, asyncio.get_running_loop().create_future())
         self._waiting.append(group)
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_waiting())
-        await group.done
+        return group.done
 
     def forgive(self, file_id: int) -> None:
         """Let records of a file be written again after some were refused: its caller goes on from the registry."""

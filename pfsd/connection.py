@@ -48,6 +48,9 @@ class Connection(asyncio.BufferedProtocol):
         self._target: memoryview | None = None  # where content goes, while `fill` waits
         self._filled = 0
         self._news: asyncio.Future[None] | None = None  # resolved when bytes, end of input or loss come
+        self._deadline: float | None = None  # of the wait for news
+        self._patience = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._reading = True  # the loops begin to read after `connection_made`, whatever it says
         self._ended = False
         self._half_closed = False
@@ -92,6 +95,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._gone.set()
         self._wake()
         self._writable.set()
@@ -224,16 +229,34 @@ class Connection(asyncio.BufferedProtocol):
             pass
 
     async def _wait(self, seconds: float | None) -> None:
-        """Wait for bytes, the end of input or the loss of the connection."""
-        self._news = asyncio.get_running_loop().create_future()
+        """Wait for bytes, the end of input or the loss of the connection. ConnectionLost when it takes too long."""
+        loop = asyncio.get_running_loop()
+        self._news = loop.create_future()
+        if seconds is not None:
+            self._deadline, self._patience = loop.time() + seconds, seconds
+            # A timer for each wait would cost more than the wait: one that is set for earlier sets itself anew.
+            if self._timer is None or self._timer.when() > self._deadline:
+                self._set_timer()
         self._set_reading(True)
         try:
-            async with asyncio.timeout(seconds):
-                await self._news
-        except TimeoutError:
-            raise ConnectionLost(f"no byte from the client for {seconds:g} seconds") from None
+            await self._news
         finally:
-            self._news = None
+            self._news, self._deadline = None, None
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        assert self._deadline is not None
+        self._timer = asyncio.get_running_loop().call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._deadline is None or self._news is None or self._news.done():
+            return
+        if asyncio.get_running_loop().time() < self._deadline:
+            self._set_timer()
+        else:
+            self._news.set_exception(ConnectionLost(f"no byte from the client for {self._patience:g} seconds"))
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():

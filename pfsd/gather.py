@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from pfsd.aio import finish
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,10 +21,15 @@ Result = TypeVar("Result")
 WORTH_SHARING = 1 << 20
 
 
-class _Entry(NamedTuple, Generic[Item, Result]):
-    item: Item
-    cost: int
-    done: asyncio.Future[Result]
+class _Entry(Generic[Item, Result]):
+    __slots__ = ("cost", "done", "is_over", "item", "over")
+
+    def __init__(self, item: Item, cost: int) -> None:
+        self.item = item
+        self.cost = cost
+        self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.is_over = False  # its batch
+        self.over: asyncio.Future[None] | None = None  # the same, for a caller that was cancelled and waits for it
 
 
 class Gatherer(Generic[Item, Result]):
@@ -55,12 +63,12 @@ class Gatherer(Generic[Item, Result]):
 
         A cancelled caller is let go only when the batch is over, if its item has gone into one.
         """
-        entry: _Entry[Item, Result] = _Entry(item, cost, asyncio.get_running_loop().create_future())
+        entry: _Entry[Item, Result] = _Entry(item, cost)
         self._waiting.append(entry)
         self._waiting_cost += cost
         self._start_soon()
         try:
-            return await asyncio.shield(entry.done)
+            return await entry.done
         except asyncio.CancelledError:
             await self._leave(entry)
             raise
@@ -70,13 +78,12 @@ class Gatherer(Generic[Item, Result]):
             self._waiting.remove(entry)
             self._waiting_cost -= entry.cost
             return
-        while not entry.done.done():
-            try:
-                await asyncio.wait({entry.done})
-            except asyncio.CancelledError:
-                continue  # once is enough: the caller raises it
-        if not entry.done.exception():
-            self._unwanted(entry.done.result())
+        if not entry.is_over:
+            entry.over = asyncio.get_running_loop().create_future()
+            with suppress(asyncio.CancelledError):  # once is enough: the caller raises it
+                await finish(entry.over)
+        elif not entry.done.cancelled() and not entry.done.exception():
+            self._unwanted(entry.done.result())  # it came just before the cancellation
 
     def _start_soon(self) -> None:
         """Start batches when everybody who is about to add something has done so."""
@@ -116,10 +123,18 @@ class Gatherer(Generic[Item, Result]):
         except BaseException as error:
             failure = error if isinstance(error, Exception) else RuntimeError("the batch was cancelled")
             for entry in batch:
-                entry.done.set_exception(failure)
-                entry.done.exception()  # seen, should its caller be gone
+                if not entry.done.done():
+                    entry.done.set_exception(failure)
             if not isinstance(error, Exception):
                 raise
         else:
             for entry, result in zip(batch, results, strict=True):
-                entry.done.set_result(result)
+                if entry.done.done():
+                    self._unwanted(result)
+                else:
+                    entry.done.set_result(result)
+        finally:
+            for entry in batch:
+                entry.is_over = True
+                if entry.over is not None:
+                    entry.over.set_result(None)

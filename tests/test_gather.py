@@ -113,6 +113,22 @@ async def test_who_leaves_before_the_batch_is_not_in_it() -> None:
     assert work.unwanted == []
 
 
+@pytest.mark.parametrize("first", ["result", "cancellation"])
+async def test_who_leaves_in_the_instant_of_the_result(first: str) -> None:
+    work = Work()
+    (leaving,) = work.add(1)
+    await settle()
+    if first == "result":
+        work.may_finish[0].set_result(None)
+        await asyncio.sleep(0)  # the batch is about to go on
+    leaving.cancel()
+    if first == "cancellation":
+        work.may_finish[0].set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert work.unwanted == ["done 1"]
+
+
 async def test_who_leaves_during_the_batch_waits_for_its_end() -> None:
     """What the batch works on may be freed only then."""
     work = Work()
@@ -128,3 +144,22 @@ async def test_who_leaves_during_the_batch_waits_for_its_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await leaving
     assert work.unwanted == ["done 1"]
+
+
+async def test_a_result_is_unwanted_whatever_the_loop_does_first() -> None:
+    """Cancelled in the same turn of the loop in which the batch ends, before and after it."""
+    for steps in range(6):
+        work = Work()
+        (leaving,) = work.add(1)
+        await settle()
+        work.may_finish[0].set_result(None)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if leaving.done():
+            assert leaving.result() == "done 1" and work.unwanted == []
+            continue
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(5):
+                await leaving
+        assert work.unwanted == ["done 1"]

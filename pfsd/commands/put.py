@@ -212,7 +212,10 @@ class Storing:
 
     async def commit(self, size: int) -> Stored:
         """Make the file exist, durably. From here on nothing is taken back."""
-        await finish(self._commit(size))
+        if self._staged or self._journalled or self._engine.registry.find(self._name):
+            await finish(self._commit(size))
+        else:
+            await self._commit_ready(size, replaces=0)
         md5s = b"".join(self._md5s[seq] for seq in sorted(self._md5s))
         parts = len(md5s) // hashing.MD5_BYTES
         return Stored(self.file_id, self._name, size, self._stored, parts, hashing.etag(md5s), self.resumed)
@@ -241,8 +244,11 @@ class Storing:
             runs=[self._runs[seq] for seq in sorted(self._runs)],
             replaces=replaces,
         )
-        await self._engine.committer.commit([ready])
-        self._committed = True
+        written = self._engine.committer.submit([ready])
+        try:
+            await finish(written)
+        finally:
+            self._committed = not written.exception()
 
     def _publish(self, staged: Sequence[tuple[str, int]]) -> None:
         try:
