@@ -1,8 +1,10 @@
-"""Turns between commands: start-time fair queueing (Goyal, Vin, Cheng: SIGCOMM 1996).
+"""Turns between commands: weighted fair queueing with equal weights (Demers, Keshav, Shenker: SIGCOMM 1989).
 
-Every command is a flow. An item waits under a start tag: the later of the queue's clock and of what its flow
-was given before. So a new command goes ahead of the next run of one that already had gigabytes, and equal
-commands take turns; nobody waits for ever, because the clock moves on with every item served.
+Every command is a flow. An item waits under a finish tag: what it costs, added to the later of the queue's clock and
+of what its flow was given before. The clock moves with each item served: by its share of the cost among all that
+wait, and at least to where the item itself began. So a small new command goes ahead of the next run of one that already
+had gigabytes, and of equals that came before it; equal commands take turns; and nobody waits for ever, because what the
+small ones are given moves the clock too.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class FairQueue(Generic[Item]):
     """A queue whose order is fair between flows."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Item]] = []
+        self._heap: list[tuple[int, int, int, int, Item]] = []
         self._clock = 0
         self._order = count()
 
@@ -36,21 +38,26 @@ class FairQueue(Generic[Item]):
 
     def push(self, flow: Flow, cost: int, item: Item) -> None:
         """Add an item that will use `cost` bytes of the resource."""
-        start = max(self._clock, flow.finish.get(id(self), 0))
-        flow.finish[id(self)] = start + cost
-        heapq.heappush(self._heap, (start, next(self._order), item))
+        before = flow.finish.get(id(self), 0)
+        finish = self._tag(flow, cost)
+        heapq.heappush(self._heap, (finish, before, next(self._order), cost, item))  # of equals, who had less before
 
     def count(self, flow: Flow, cost: int) -> None:
         """Count what a flow was given without having to wait, the queue being empty."""
-        self._clock = max(self._clock, flow.finish.get(id(self), 0))
-        flow.finish[id(self)] = self._clock + cost
+        self._clock = self._tag(flow, cost)
 
     def peek(self) -> Item:
         """The item whose turn it is."""
-        return self._heap[0][2]
+        return self._heap[0][4]
 
     def pop(self) -> Item:
-        """Take the item whose turn it is; the clock moves to its start."""
-        start, _, item = heapq.heappop(self._heap)
-        self._clock = max(self._clock, start)
+        """Take the item whose turn it is; the clock moves on."""
+        share = len(self._heap)
+        finish, _, _, cost, item = heapq.heappop(self._heap)
+        self._clock = max(self._clock + cost // share, finish - cost)
         return item
+
+    def _tag(self, flow: Flow, cost: int) -> int:
+        finish = max(self._clock, flow.finish.get(id(self), 0)) + cost
+        flow.finish[id(self)] = finish
+        return finish
