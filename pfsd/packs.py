@@ -202,6 +202,18 @@ def decode_part(encoded: Buffer, store: bytes, file: int, seq: int, expected: Ex
     Its MD5 is compared with the header only: hashing is for the caller, who does it for many parts at once.
     Raises Corrupt.
     """
+    check_header(encoded, store, file, seq, expected)
+    payload = memoryview(encoded)[expected.head :]
+    if len(payload) != expected.stored:
+        raise Corrupt(f"its payload has {len(payload)} bytes instead of {expected.stored}")
+    try:
+        return codecs.decode(expected.codec, payload, expected.size)
+    except CodecError as error:
+        raise Corrupt(str(error)) from error
+
+
+def check_header(encoded: Buffer, store: bytes, file: int, seq: int, expected: Expected) -> None:
+    """See that a part begins with the header that the registry expects; Corrupt when it does not."""
     try:
         header, head = read_header(encoded)
     except PackError as error:
@@ -211,13 +223,6 @@ def decode_part(encoded: Buffer, store: bytes, file: int, seq: int, expected: Ex
     found = (head, header.size, header.stored, header.codec, header.md5)
     if found != (expected.head, expected.size, expected.stored, expected.codec, expected.md5):
         raise Corrupt("its header does not say what the registry says")
-    payload = memoryview(encoded)[head:]
-    if len(payload) != header.stored:
-        raise Corrupt(f"its payload has {len(payload)} bytes instead of {header.stored}")
-    try:
-        return codecs.decode(header.codec, payload, header.size)
-    except CodecError as error:
-        raise Corrupt(str(error)) from error
 
 
 # --- whole packs --------------------------------------------------------------------------------

@@ -406,8 +406,13 @@ def _read_batch(task: LoadBatch, held: frozenset[int]) -> dict[int, BadPart]:
 
 
 def _read_part(pack: stores.PackReader, part: PartOut) -> None:
-    encoded = pack.read(part.row.offset, part.row.head + part.row.stored)
-    _place(part)[:] = packs.decode_part(encoded, part.store, part.file, part.seq, part.row)
+    row = part.row
+    if row.codec == "none":  # read to where it belongs
+        packs.check_header(pack.read(row.offset, row.head), part.store, part.file, part.seq, row)
+        pack.read_into(row.offset + row.head, _place(part))
+        return
+    encoded = pack.read(row.offset, row.head + row.stored)
+    _place(part)[:] = packs.decode_part(encoded, part.store, part.file, part.seq, row)
 
 
 def _place(part: PartOut) -> memoryview:
