@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import accumulate, chain, groupby, islice
 from typing import Any, NamedTuple
 
 from pfsd import hashing
@@ -205,7 +205,7 @@ async def stream(
     progress: Progress,
     flow: Flow,
 ) -> Fetched:
-    """Send a file, or a range of it, piece by piece; the next run is loaded while one is sent.
+    """Send a file, or a range of it, piece by piece; the next runs are loaded while some are sent.
 
     `send` returns when the connection no longer needs the memory it was given.
     """
@@ -221,7 +221,7 @@ async def stream(
         try:
             position = wanted.start
             while position < wanted.end:
-                sent = await outgoing.send_run(Range(position, wanted.end))
+                sent = await outgoing.send_some(Range(position, wanted.end))
                 position += sent
                 progress.bytes += sent
         finally:
@@ -248,7 +248,7 @@ async def _send_only_part(
 
 
 class _Loaded(NamedTuple):
-    """A run in memory. Parts leave it at the front as they are sent, or all at once when memory is needed."""
+    """Some runs in memory. Parts leave it at the front as they are sent, or all at once when memory is needed."""
 
     parts: deque[tuple[Part, Extent]]
     end: int
@@ -267,7 +267,7 @@ class _Outgoing:
         self._ahead: asyncio.Task[_Loaded] | None = None
         self.damage: list[Damage] = []
 
-    async def send_run(self, wanted: Range) -> int:
+    async def send_some(self, wanted: Range) -> int:
         """Send some of the range from its start; returns how many bytes."""
         self._ahead = self._ahead or asyncio.ensure_future(self._load(wanted))
         await asyncio.wait({self._ahead})
@@ -300,15 +300,30 @@ class _Outgoing:
             self._give(ahead.result())
 
     async def _load(self, wanted: Range) -> _Loaded:
-        run = next(plan_runs(self._engine, self._file, wanted))
-        extents = await self._engine.take([part.size for part in run], self._flow)
-        run = run[: len(extents)]
+        """Load a run in each process, or less if memory is short."""
+        runs = list(islice(plan_runs(self._engine, self._file, wanted), len(self._engine.workers)))
+        extents = await self._engine.take([part.size for run in runs for part in run], self._flow)
+        places = list(zip(chain.from_iterable(runs), extents, strict=False))
+        starts = accumulate(map(len, runs), initial=0)
+        loads = [places[start : start + len(run)] for start, run in zip(starts, runs, strict=False)]
         try:
-            bad = (await self._engine.load(run, extents, self._flow)).bad
+            bad = await self._load_all([load for load in loads if load])
         except BaseException:
             self._engine.budget.give(extents)
             raise
-        return _Loaded(deque(zip(run, extents, strict=True)), _overlap(run[-1], wanted).end, bad)
+        return _Loaded(deque(places), _overlap(places[-1][0], wanted).end, bad)
+
+    async def _load_all(self, loads: Sequence[Sequence[tuple[Part, Extent]]]) -> tuple[BadPart, ...]:
+        """Load runs side by side; returns, or raises, when no process is at work on them any more."""
+        jobs = (
+            self._engine.load([part for part, _ in load], [extent for _, extent in load], self._flow) for load in loads
+        )
+        bad: list[BadPart] = []
+        for loaded in await asyncio.gather(*jobs, return_exceptions=True):
+            if isinstance(loaded, BaseException):
+                raise loaded
+            bad += loaded.bad
+        return tuple(bad)
 
     async def _send_part(self, part: Part, extent: Extent, wanted: Range, rest: _Loaded) -> int:
         piece = _overlap(part, wanted)
