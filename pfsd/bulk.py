@@ -181,6 +181,8 @@ class Uploads(_Transfers[StoredFile]):
         begin = self._used + len(line)
         end = begin + status.st_size
         _read(file, self._batch[begin:end], status)
+        if not status.st_size and os.pread(file, 1, 0):
+            raise Denied(f"{path} holds more than the 0 bytes it tells of; pipe it in: put - --name NAME")
         self._batch[self._used : begin] = line
         self._used = end
         self._waiting[tag] = path

@@ -198,6 +198,12 @@ async def test_a_file_that_shrinks_is_not_stored(
     assert {file.name async for file in client.list()} == {b"a"}
 
 
+async def test_a_file_that_does_not_tell_its_size_is_not_stored_as_an_empty_one(client: Client) -> None:
+    (outcome,) = [outcome async for outcome in client.put_many([("/proc/self/status", "status")])]
+    assert isinstance(outcome.error, Denied) and "more than the 0 bytes" in outcome.error.message
+    assert [file async for file in client.list()] == []
+
+
 async def test_names_that_lead_out_of_the_folder_are_refused(client: Client, home: Path, tmp_path: Path) -> None:
     stored = await client.put(b"content", "x")
     (home / "link").symlink_to(tmp_path)
