@@ -246,7 +246,7 @@ async def test_downloads_that_fail_leave_nothing(tmp_path: Path, home: Path) -> 
         (b"@1 DATA 3\nab", ConnectionLost, "closed"),
         (b"@1 DATA 3\nabc@1 OK get id=1 size=4 bytes=4 etag=e-1 name=n\n", ConnectionLost, "3 instead of 4"),
         (b"@1 OK get id=1 size=0\n", ConnectionLost, "lacks"),
-        (b'ERR busy message="too many clients"\n', Busy, "too many"),
+        (b'ERR busy message="too many clients"\n', ConnectionLost, "too many"),
         (b"OK get\n", ConnectionLost, "protocol"),
         (b"x" * (4 * MIB), ConnectionLost, "protocol"),
     ],
@@ -279,7 +279,18 @@ async def test_uploads_end_with_the_connection(tmp_path: Path, home: Path) -> No
         with pytest.raises(ConnectionLost):
             async for outcome in client.put_many(made(home, {"a": b"a", "b": b"b", "c": bytes(9 * MIB)})):
                 outcomes.append(outcome)
-    assert len(outcomes) <= 1
+    assert [outcome.result.name for outcome in outcomes if outcome.result] == [b"a"]
+
+
+@pytest.mark.parametrize("size", [1, 9 * MIB])
+async def test_uploads_end_with_what_the_daemon_said_last(tmp_path: Path, home: Path, size: int) -> None:
+    async def script(reader: Reader, writer: Writer) -> None:
+        writer.write(b'ERR busy message="too many clients"\n')
+
+    async with fake_daemon(tmp_path, script) as where, await Client.connect(where) as client:
+        for _ in range(10):  # before the daemon closes, or behind
+            with pytest.raises(ConnectionLost, match="too many"):
+                _ = [o async for o in client.put_many(made(home, {"a": bytes(size)}))]
 
 
 async def test_answers_are_taken_while_the_daemon_reads_no_more(tmp_path: Path, home: Path) -> None:
