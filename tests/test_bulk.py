@@ -26,7 +26,8 @@ MIB = 1 << 20
 async def client(shared_daemon: Daemon) -> AsyncIterator[Client]:
     """A connection to the shared daemon, over TCP; its store is empty."""
     async with await Client.connect(f"127.0.0.1:{shared_daemon.port}") as client:
-        if files := [file.id async for file in client.list()]:
+        # One that the test before was still reading goes by itself.
+        if files := [file.id async for file in client.list() if file.status != "deleting"]:
             await client.delete(*files)
         yield client
 
@@ -201,7 +202,7 @@ async def test_a_file_that_shrinks_is_not_stored(
 async def test_a_file_that_does_not_tell_its_size_is_not_stored_as_an_empty_one(client: Client) -> None:
     (outcome,) = [outcome async for outcome in client.put_many([("/proc/self/status", "status")])]
     assert isinstance(outcome.error, Denied) and "more than the 0 bytes" in outcome.error.message
-    assert [file async for file in client.list()] == []
+    assert [file async for file in client.list("status")] == []
 
 
 async def test_names_that_lead_out_of_the_folder_are_refused(client: Client, home: Path, tmp_path: Path) -> None:
