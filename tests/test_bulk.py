@@ -536,6 +536,21 @@ async def test_two_at_one_partial_do_not_mix(client: Client, home: Path, monkeyp
     assert (await client.get_resumed(stored.id, home / "target")).size == 3 * PART
 
 
+async def test_a_partial_that_is_a_finished_target_too_is_not_written_to(
+    client: Client, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a client that was killed leaves it, when it had linked the target and not yet removed the partial."""
+    stored = await client.put(bytes(3 * PART), "x")
+    left = await cut_short(client, stored.id, home / "target", PART, monkeypatch)
+    left.rename(home / "target")
+    os.link(home / "target", left)
+    os.link(home / "target", home / "witness")
+    before = left.read_bytes()
+    got = await client.get_resumed(stored.id, home / "target", replace=True)
+    assert got.transferred == 3 * PART
+    assert everything(home) == {"target": bytes(3 * PART), "witness": before}
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo"])
 async def test_a_partial_that_is_no_file_is_left_alone(
     client: Client, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch
