@@ -98,9 +98,11 @@ class _Transfers(Generic[Result]):
 
 
 def _final(reply: Reply) -> Reply:
-    """A final line that has a tag; raises what one without says, which is about the connection."""
+    """A final line that has a tag; ConnectionLost with what one without says, which is about the connection."""
     if reply.tag is None:
-        raise reply.error() if reply.word == "ERR" else nonsense()
+        if reply.word == "ERR":
+            raise ConnectionLost(f"the daemon ended the connection: {reply.error().message}")
+        raise nonsense()
     return reply
 
 
@@ -150,6 +152,9 @@ class Uploads(_Transfers[StoredFile]):
                 if self._due():
                     yield self._taken()
             yield self._taken()
+        except ConnectionLost:
+            yield self._taken()
+            raise
         finally:
             link = self._link or link
             link.close()
@@ -181,6 +186,8 @@ class Uploads(_Transfers[StoredFile]):
         begin = self._used + len(line)
         end = begin + status.st_size
         _read(file, self._batch[begin:end], status)
+        if not status.st_size and os.pread(file, 1, 0):
+            raise Denied(f"{path} holds more than the 0 bytes it tells of; pipe it in: put - --name NAME")
         self._batch[self._used : begin] = line
         self._used = end
         self._waiting[tag] = path
@@ -401,6 +408,9 @@ class Downloads(_Transfers[Retrieved]):
                 if self._due():
                     yield self._taken()
             yield self._taken()
+        except ConnectionLost:
+            yield self._taken()
+            raise
         finally:
             for download in self._waiting.values():
                 with suppress(PfsdError, OSError):

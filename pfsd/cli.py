@@ -152,7 +152,8 @@ its id, anything else (or anything, with --by-name) its name. Local paths are on
 A name that is not UTF-8 is spelt readably in "name" and byte by byte in "name_hex". With get FILE - they go to stderr.
 
 PFSD_SERVER and PFSD_TOKEN in the environment stand for --server and the token.
-Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted,
+143 terminated.
 """
 _ANSWER_TO_SIGTERM = 128 + signal.SIGTERM
 

@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from pfsd import protocol, tree
 from pfsd.client import (
     CannotConnect,
     Client,
+    ConnectionLost,
     DamagedCopy,
     FileInfo,
     FileRef,
@@ -343,6 +345,16 @@ class _Tally:
         return PARTIAL if self.files else self.codes[0]
 
 
+@contextmanager
+def _told_how_far(tally: _Tally, command: str, did: str) -> Iterator[None]:
+    """Show the sum also when the connection breaks."""
+    try:
+        yield
+    except ConnectionLost:
+        tally.end(command, did)
+        raise
+
+
 async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
     paths: list[str] = arguments.files
     if len(paths) > 1 and (arguments.name is not None or "-" in paths):
@@ -362,7 +374,8 @@ async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch
         else:
             regular.append((path, name))
     if regular:
-        await _put_regular(client, regular, arguments, tally, watch)
+        with _told_how_far(tally, "put", "stored"):
+            await _put_regular(client, regular, arguments, tally, watch)
     if arguments.recursive and not tally.files and not tally.codes:
         raise NotFound(f"there is no regular file below {', '.join(paths)}; nothing was stored")
     return tally.end("put", "stored")
@@ -509,10 +522,10 @@ async def _get_tree(client: Client, arguments: argparse.Namespace, out: Output, 
         os.makedirs(target, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"making {target}") from None
-    tally = _Tally(out, whole=True)
-    with watch(tally.progress) as progress:
+    tally, did = _Tally(out, whole=True), f"written to {show_name(os.fsencode(target))}"
+    with watch(tally.progress) as progress, _told_how_far(tally, "get", did):
         await _get_regular(client, files, target, total, arguments, tally, progress)
-    return tally.end("get", f"written to {show_name(os.fsencode(target))}")
+    return tally.end("get", did)
 
 
 async def _get_regular(

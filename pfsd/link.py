@@ -74,6 +74,7 @@ class Link:
             except BlockingIOError:
                 self._make_room(received)
             except OSError as error:
+                self._take_last(received)
                 raise _lost(error) from None
 
     def send_file(self, file: int, offset: int, count: int, received: Callable[[], None]) -> int:
@@ -91,6 +92,7 @@ class Link:
                 continue
             except OSError as error:
                 if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT):
+                    self._take_last(received)
                     raise _lost(error) from None
                 if error.errno not in (errno.EINVAL, errno.ENOSYS):
                     if at > offset:
@@ -109,6 +111,13 @@ class Link:
         if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
             self.fill()
             received()
+
+    def _take_last(self, received: Callable[[], None]) -> None:
+        # What came before the end may say why it came: `received` raises that.
+        with suppress(ConnectionLost):
+            while self.fill(wait=False):
+                pass
+        received()
 
     def _wait(self, events: int) -> int:
         self._poll.register(self._socket, events)

@@ -315,6 +315,21 @@ class KeptDraft(Draft):
         Raises Busy when another program is writing it, Denied when something else is in its place.
         """
         self.check()
+        self._open_kept()
+        try:
+            self._lock()
+            if os.fstat(self._fd).st_nlink > 1:
+                # Killed in `commit`, behind the link: it is the finished target too, which must not be written to.
+                self._remove()
+                self._open_kept()
+                self._lock()
+            return self._cut(parts)
+        except BaseException:
+            if self.is_open:
+                self._close()
+            raise
+
+    def _open_kept(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             self._fd = os.open(self._temporary, flags, 0o666)
@@ -322,21 +337,19 @@ class KeptDraft(Draft):
             if error.errno == errno.ELOOP:
                 raise self._strange() from None
             raise
-        try:
-            return self._cut(parts)
-        except BaseException:
-            self._close()
-            raise
 
-    def _cut(self, parts: Iterable[tuple[int, str]]) -> int:
+    def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise self._strange()
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"another program is retrieving {self._shown} just now") from None
+
+    def _cut(self, parts: Iterable[tuple[int, str]]) -> int:
         sound = self._sound(parts)
-        os.ftruncate(self._fd, sound)
+        if os.fstat(self._fd).st_size > sound:  # ext4 writes back at `close` what was ever cut to nothing
+            os.ftruncate(self._fd, sound)
         os.lseek(self._fd, sound, os.SEEK_SET)
         return sound
 

@@ -26,22 +26,35 @@ def walk(folder: str, prefix: bytes, passed_over: PassedOver) -> Iterator[tuple[
 
     Symlinks are not followed. What is no regular file, or cannot be read, is reported and passed over.
     """
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        passed_over(folder, from_os_error(error, f"reading {folder}"))
-        return
-    for entry in entries:
+    # Not recursive: directories may be nested deeper than Python's calls.
+    inside = [_entries(folder, passed_over)]
+    prefixes = [prefix]
+    while inside:
+        entry = next(inside[-1], None)
+        if entry is None:
+            inside.pop()
+            prefixes.pop()
+            continue
+        name = prefixes[-1] + b"/" + os.fsencode(entry.name)
         try:
             if entry.is_file(follow_symlinks=False):
-                yield entry.path, prefix + b"/" + os.fsencode(entry.name)
+                yield entry.path, name
             elif entry.is_dir(follow_symlinks=False):
-                yield from walk(entry.path, prefix + b"/" + os.fsencode(entry.name), passed_over)
+                inside.append(_entries(entry.path, passed_over))
+                prefixes.append(name)
             else:
                 passed_over(entry.path, _type_of(entry))
         except OSError as error:
             passed_over(entry.path, from_os_error(error, f"reading {entry.path}"))
+
+
+def _entries(folder: str, passed_over: PassedOver) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as found:
+            return iter(sorted(found, key=lambda entry: entry.name))
+    except OSError as error:
+        passed_over(folder, from_os_error(error, f"reading {folder}"))
+        return iter(())
 
 
 def _type_of(entry: os.DirEntry[str]) -> str:

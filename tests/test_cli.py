@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from pfsd import cli, progress
+from tests.fake_daemon import Reader, Writer, fake_daemon, request
 from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port
 from tests.wire import fields
 
@@ -403,6 +405,28 @@ def test_what_fails_in_a_directory_is_told_and_the_rest_is_done(run: Run, photos
     Path("copy/2023").unlink()
     assert run("get", "-r", "photos", "copy", "--replace")[0] == 0
     assert everything("copy") == photos
+
+
+async def test_a_directory_whose_daemon_goes_away(tmp_path: Path, photos: dict[str, bytes]) -> None:
+    connections = 0
+
+    async def script(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        if connections == 1:  # the one for commands; the other one stores
+            await reader.read()
+            return
+        tag, _ = await request(reader)
+        writer.write(tag + b" OK put id=1 size=7 stored=5 parts=1 etag=e-1 name=a\n")
+
+    async with fake_daemon(tmp_path, script) as where:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, CLIENT, "--server", where, "put", "-r", "photos", stdout=-1, stderr=-1, env=environ()
+        )
+        out, err = await process.communicate()
+    assert process.returncode == 1
+    assert out == b"1 files, 7 B stored, 5 B kept\n"
+    assert err.startswith(b"pfsd: connection-lost: ") and err.count(b"\n") == 1
 
 
 def test_a_directory_of_stored_names_never_leads_out_of_the_target(run: Run) -> None:

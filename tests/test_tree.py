@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,20 @@ def test_every_regular_file_is_found_in_order(tmp_path: Path) -> None:
     found, passed = walked(tmp_path)
     assert [name for _, name in found] == [b"top/a", b"top/b/1", b"top/b/2", b"top/c/d/e", b"top/\xff"]
     assert [path for path, _ in found] == [str(tmp_path / name) for name in ("a", "b/1", "b/2", "c/d/e", "\udcff")]
+    assert passed == []
+
+
+def test_directories_may_be_deeper_than_calls(tmp_path: Path) -> None:
+    deep = 200
+    (tmp_path / ("d/" * deep)).mkdir(parents=True)
+    (tmp_path / ("d/" * deep) / "file").touch()
+    calls = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + deep // 2)
+    try:
+        found, passed = walked(tmp_path)
+    finally:
+        sys.setrecursionlimit(calls)
+    assert [name for _, name in found] == [b"top/" + b"d/" * deep + b"file"]
     assert passed == []
 
 
