@@ -184,17 +184,18 @@ class Daemon:
         if interrupted:
             await self._committer.commit([records.Drop(file=file.id) for file in dropped])
             log.info("of %d interrupted puts %d are dropped", len(interrupted), len(dropped))
-        for file in self._registry.deleting():
-            await self._engine.remove(file)
-        swept = self._store.sweep_staged()
         orphans = []
         for pack, size in self._store.list():
             if self._registry.is_used(pack):
                 self._reclaimer.note_size(pack, size)
             else:
                 orphans.append(pack)
-        freed = await asyncio.to_thread(self._store.delete, orphans)
+        # Before the first file is removed: that may start the copying of a pack, which takes a new id.
         self._registry.skip_packs(orphans)
+        freed = await asyncio.to_thread(self._store.delete, orphans)
+        for file in self._registry.deleting():
+            await self._engine.remove(file)
+        swept = self._store.sweep_staged()
         self._reclaimer.note([])
         if swept or orphans:
             log.info("swept %d unfinished and %d unused packs, %d bytes", swept, len(orphans), freed)

@@ -672,3 +672,16 @@ def test_a_key_goes_with_frames_only(daemon: Daemon, size: bytes) -> None:
         assert code(wire.line()) == "usage"
         assert wire.at_eof()
     assert code(daemon.ask(b"put big resume=v1\n")[-1]) == "usage", "a path needs no key"
+
+
+def test_the_key_of_a_source_is_that_of_the_size_that_is_stored(tmp_path: Path) -> None:
+    source = tmp_path / "growing"
+    source.write_bytes(b"at first")
+    with source.open("rb") as opened:
+        before = os.fstat(opened.fileno())
+        key = resume.key_of_path(opened.fileno(), before, PART)
+        source.write_bytes(b"and then more")
+        assert resume.key_of_path(opened.fileno(), before, PART) == key, (
+            "what grew meanwhile is stored at its first size"
+        )
+        assert resume.key_of_path(opened.fileno(), os.fstat(opened.fileno()), PART) != key

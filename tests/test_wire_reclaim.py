@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -88,6 +89,35 @@ def test_what_was_mostly_dead_at_the_start_is_copied(daemon: Daemon) -> None:
     daemon.start()
     daemon.wait_until("waste", "0")
     assert len(daemon.packs()) == 1
+    with daemon.connect() as wire:
+        assert get_all(wire, list(files)) == digests_of(files)
+
+
+def test_copies_made_at_the_start_are_not_taken_for_packs_of_nobody(daemon: Daemon) -> None:
+    files = dict(FILES)
+    doomed = [b"f%d" % at for at in range(38)]
+    with daemon.connect() as wire:
+        pack = put_in_one_pack(daemon, wire, files)
+        workers = daemon.workers()
+        for process in workers:
+            process.send_signal(signal.SIGSTOP)
+        with daemon.connect() as reader:  # so that all of them are still to be removed when the daemon dies
+            reader.send(b"".join(b"@%b get %b -\n" % (name, name) for name in doomed))
+            daemon.wait_until("requests", str(len(doomed) + 1))
+            assert code(wire.last(b"delete %b\n" % b" ".join(doomed))) == "OK"
+            daemon.note_family()
+            os.kill(daemon.pid, signal.SIGKILL)
+            for process in workers:
+                process.kill()
+            daemon.kill()
+    for name in doomed:
+        del files[name.decode()]
+    for at in range(1, 3000):  # published, but never committed; it takes a while to unlink so many
+        pack.with_name(f"{int(pack.stem, 16) + at:016x}.pack").write_bytes(b"of nobody")
+    daemon.start()
+    daemon.wait_until("packs_copied", "1")
+    daemon.wait_until_packs(1)
+    assert "stays as it is" not in daemon.log, "no copy gets the id of another pack"
     with daemon.connect() as wire:
         assert get_all(wire, list(files)) == digests_of(files)
 

@@ -353,7 +353,7 @@ async def put_path(
     async with opened(partial(engine.roots.open_source, source), os.close) as fd:
         before = os.fstat(fd)
         size = progress.total = before.st_size
-        key = key_of_path(fd, engine.settings.part_size) if resumable else ""
+        key = key_of_path(fd, before, engine.settings.part_size) if resumable else ""
         async with Storing(engine, name, replace, size, flow, key) as storing:
             progress.bytes = progress.skipped = storing.resumed
             async with Window(len(engine.workers) + 1) as window:

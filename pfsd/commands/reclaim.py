@@ -128,11 +128,13 @@ class Reclaimer:
         new = engine.registry.new_pack_id()
         batch = work.CopyBatch(f"{new:016x}", engine.store_id, pack, tuple(part for run in runs for part in run))
         engine.shared.hold(new)
+        engine.shared.hold(pack)  # for those who read what is moved: they do not count as users once it is
         try:
             stored = await engine.workers.run(work.copy_parts, batch, self._flow, size)
             rows = [row for row in stored.parts if isinstance(row, work.PartRow)]
             files = await finish(self._move(runs, rows, stored.token, new))
         except BaseException:
+            engine.shared.release(pack)
             await asyncio.to_thread(engine.store.discard, work.staging_tokens(batch))
             raise
         finally:
@@ -146,6 +148,7 @@ class Reclaimer:
         """Unlink a pack when nobody reads any more what was moved away from it."""
         for file in files:
             await self._engine.unpinned(file)
+        self._engine.shared.let_go(pack)
         freed = await self._engine.unlink_unused([pack])
         self.freed += freed
         return freed

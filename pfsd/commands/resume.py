@@ -37,9 +37,11 @@ class Kept:
 # --- keys ---------------------------------------------------------------------------------------
 
 
-def key_of_path(fd: int, part_size: int) -> str:
-    """The key of an open file of this machine: another one when the file was replaced, changed or moved."""
-    status = os.fstat(fd)
+def key_of_path(fd: int, status: os.stat_result, part_size: int) -> str:
+    """The key of an open file of this machine: another one when the file was replaced, changed or moved.
+
+    `status` is what the put takes the file's size from: a key of a later one might stand for content of another size.
+    """
     facts = (
         os.readlink(b"/proc/self/fd/%d" % fd),
         status.st_dev,

@@ -96,11 +96,18 @@ class SharedPacks:
         """One file in the pack is committed, or given up."""
         if given_up:
             self._wasted.add(pack)
+        wasted = pack in self._wasted
+        if self.let_go(pack):
+            self._let_go(pack, wasted)
+
+    def let_go(self, pack: int) -> bool:
+        """As `release`, for callers that look after the pack themselves; whether nobody holds it any more."""
         self._held[pack] -= 1
-        if not self._held[pack]:
-            del self._held[pack]
-            self._let_go(pack, pack in self._wasted)
-            self._wasted.discard(pack)
+        if self._held[pack]:
+            return False
+        del self._held[pack]
+        self._wasted.discard(pack)
+        return True
 
     def _give_up(self, placed: Placed | work.Failure) -> None:
         if isinstance(placed, Placed):
