@@ -15,10 +15,12 @@ from typing import cast
 from pfsd.errors import Cancelled, UsageError
 from pfsd.protocol import Flood, Line, LineReader, LongLine
 
-#: Lines are received in pieces of at most this size.
-LINE_BUFFER = 256 << 10
-#: Received and not yet looked at, beyond which nothing more is received.
-MAX_PENDING = 512 << 10
+#: Most bytes of lines, and of content behind them, that are received before somebody looks at them.
+MAX_PENDING = 256 << 10
+#: A read takes at least this many.
+LEAST_READ = 4 << 10
+#: Content that nobody wants is received in pieces of this size.
+SCRATCH = 64 << 10
 #: After its last byte a connection takes what still comes for so long, before it closes.
 LINGER_SECONDS = 1.0
 #: Frames up to this many bytes are copied, and their writers need not wait until they have left.
@@ -39,7 +41,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     #: Where lines are received. One for all connections: the loops fill it and say so in one step.
-    _buffer = bytearray(LINE_BUFFER)
+    _buffer = memoryview(bytearray(MAX_PENDING))
 
     def __init__(self, idle_seconds: float, line_seconds: float) -> None:
         self._idle_seconds = idle_seconds or None
@@ -72,14 +74,16 @@ class Connection(asyncio.BufferedProtocol):
         self.transport.set_write_buffer_limits(high=0)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return memoryview(self._buffer) if self._target is None else self._target
+        if self._target is not None:
+            return self._target
+        return self._buffer[: max(LEAST_READ, MAX_PENDING - self._lines.pending)]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
         if self._target is None:
-            self._lines.feed(memoryview(self._buffer)[:nbytes])
+            self._lines.feed(self._buffer[:nbytes])
             self._wake()
-            if self._lines.pending > MAX_PENDING:
+            if self._lines.pending >= MAX_PENDING:
                 self._set_reading(False)
             return
         self._filled += nbytes
@@ -215,9 +219,9 @@ class Connection(asyncio.BufferedProtocol):
 
     async def discard(self, count: int) -> bool:
         """Receive content and throw it away; whether all of it came."""
-        scratch = memoryview(bytearray(min(count, LINE_BUFFER)))
+        scratch = memoryview(bytearray(min(count, SCRATCH)))
         while count:
-            got = await self.fill(scratch[: min(count, LINE_BUFFER)])
+            got = await self.fill(scratch[: min(count, SCRATCH)])
             if not got:
                 return False
             count -= got
@@ -225,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
 
     async def discard_all(self) -> None:
         """Throw away everything up to the end of input."""
-        while await self.discard(LINE_BUFFER):
+        while await self.discard(SCRATCH):
             pass
 
     async def _wait(self, seconds: float | None) -> None:

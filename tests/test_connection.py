@@ -6,7 +6,7 @@ import asyncio
 import socket
 from typing import Any, cast
 
-from pfsd.connection import LINE_BUFFER, Connection
+from pfsd.connection import MAX_PENDING, Connection
 
 
 class Transport:
@@ -47,7 +47,7 @@ def flood(connection: Connection, transport: Transport, data: bytes, most: int) 
 async def test_a_client_that_sends_at_once_is_stopped_before_anything_is_read() -> None:
     connection, transport = Connection(0, 0), Transport()
     transport.connect(connection)
-    assert flood(connection, transport, b"ping\n", 64 << 20) <= 8 * LINE_BUFFER
+    assert flood(connection, transport, b"ping\n", 64 << 20) <= MAX_PENDING
 
 
 async def test_content_is_not_taken_before_there_is_memory_for_it() -> None:
@@ -56,9 +56,9 @@ async def test_content_is_not_taken_before_there_is_memory_for_it() -> None:
     flood(connection, transport, b"put - name=x size=eof\n", 1)
     lines = connection.lines(lambda: False)
     await anext(lines)
-    first = bytearray(LINE_BUFFER // 2)
+    first = bytearray(MAX_PENDING // 2)
     await connection.fill(memoryview(first))  # served from what came with the line
-    assert flood(connection, transport, b"x", 64 << 20) <= 8 * LINE_BUFFER
+    assert flood(connection, transport, b"x", 64 << 20) <= MAX_PENDING
 
 
 async def test_reading_goes_on_when_what_came_is_used() -> None:
