@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from multiprocessing import connection, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -355,7 +356,8 @@ def load_batches(tasks: tuple[LoadBatch, ...], attempt: int) -> tuple[LoadedBatc
     cannot be written has a failure of its own.
     """
     held = [_held_by_target(task) if task.resume else frozenset() for task in tasks]
-    bad = [_read_batch(task, there) for task, there in zip(tasks, held, strict=True)]
+    with _OpenPacks() as opened:
+        bad = [_read_batch(opened, task, there) for task, there in zip(tasks, held, strict=True)]
     _check_md5s(tasks, held, bad)
     return tuple(_deliver(*batch) for batch in zip(tasks, held, bad, strict=True))
 
@@ -387,21 +389,35 @@ def _read_whole(fd: int, view: memoryview, offset: int) -> bool:
     return not len(view)
 
 
-def _read_batch(task: LoadBatch, held: frozenset[int]) -> dict[int, BadPart]:
+class _OpenPacks(ExitStack):
+    """Packs, each opened once: small files that are read together often lie in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readers: dict[int, stores.PackReader] = {}
+
+    def reader(self, pack: int) -> stores.PackReader:
+        """An open pack; raises as `PackStore.open`."""
+        if pack not in self._readers:
+            self._readers[pack] = self.enter_context(_Process.store.open(pack))
+        return self._readers[pack]
+
+
+def _read_batch(opened: _OpenPacks, task: LoadBatch, held: frozenset[int]) -> dict[int, BadPart]:
     """Decode the parts of a batch that are not held into the slab; those that failed, by their place in the batch."""
     wanted = [(at, part) for at, part in enumerate(task.parts) if at not in held]
     bad: dict[int, BadPart] = {}
     if not wanted:
         return bad
     try:
-        with _Process.store.open(task.pack) as pack:
-            for at, part in wanted:
-                try:
-                    _read_part(pack, part)
-                except (Corrupt, Missing, OSError) as error:
-                    bad[at] = _bad_part(part, error)
+        pack = opened.reader(task.pack)
     except (Corrupt, Missing, OSError) as error:
-        bad = {at: _bad_part(part, error) for at, part in wanted}
+        return {at: _bad_part(part, error) for at, part in wanted}
+    for at, part in wanted:
+        try:
+            _read_part(pack, part)
+        except (Corrupt, Missing, OSError) as error:
+            bad[at] = _bad_part(part, error)
     return bad
 
 

@@ -338,6 +338,8 @@ class _Outgoing:
                         self.drop_ahead()
             finally:
                 sending.cancel()
+                # Only then may the memory be given back: until it is told, the connection sends from it.
+                await finish(asyncio.wait({sending}))
             sending.result()
         return piece.length
 
