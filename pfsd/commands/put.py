@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pfsd import hashing, packs, records, work
+from pfsd import hashing, packs, records, stores, work
 from pfsd.aio import Window, finish, opened
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
 from pfsd.commands.resume import Kept, key_of_path, missing, take_up
 from pfsd.commands.shared import SmallFile
-from pfsd.errors import Busy, Cancelled, Changed, RequestError, from_os_error
+from pfsd.errors import Busy, Cancelled, Changed, RequestError
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
 
@@ -223,7 +223,7 @@ class Storing:
     async def _commit(self, size: int) -> None:
         engine = self._engine
         if self._staged:
-            await asyncio.to_thread(self._publish, self._staged)
+            await asyncio.to_thread(stores.publish_durably, engine.store, self._staged)
         for task in self._journalled:
             await task
         while old := engine.registry.find(self._name):
@@ -249,13 +249,6 @@ class Storing:
             await finish(written)
         finally:
             self._committed = not written.exception()
-
-    def _publish(self, staged: Sequence[tuple[str, int]]) -> None:
-        try:
-            self._engine.store.publish(staged)
-            self._engine.store.sync_published([pack for _, pack in staged])
-        except OSError as error:
-            raise from_os_error(error, "publishing packs") from error
 
     def _journal_runs(self) -> None:
         """Move the gathered runs to the journal, so that no record grows with the file."""
@@ -286,7 +279,7 @@ class Storing:
 
     async def _save(self, staged: Sequence[tuple[str, int]], runs: Sequence[records.Run]) -> None:
         """A checkpoint: the packs first, durably, then the records, so that none names a pack that is not there."""
-        await asyncio.to_thread(self._publish, staged)
+        await asyncio.to_thread(stores.publish_durably, self._engine.store, staged)
         await self._engine.committer.commit([records.Parts(file=self.file_id, run=run) for run in runs])
         saved = set(staged)
         self._published = [pair for pair in self._published if pair not in saved]

@@ -14,10 +14,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from pfsd import packs, records, work
+from pfsd import packs, records, stores, work
 from pfsd.aio import finish
 from pfsd.commands.engine import Engine
-from pfsd.errors import Missing, RequestError, from_os_error
+from pfsd.errors import Missing, RequestError
 from pfsd.fair import Flow
 from pfsd.registry import File, Part, Status
 
@@ -168,7 +168,7 @@ class Reclaimer:
 
     async def _move(self, runs: Sequence[_Run], rows: Sequence[work.PartRow], token: str, new: int) -> list[File]:
         """Publish the new pack and say what is there now; returns the files that were moved."""
-        await asyncio.to_thread(self._publish, token, new)
+        await asyncio.to_thread(stores.publish_durably, self._engine.store, [(token, new)])
         engine = self._engine
         files = [file for file in (engine.registry.file(run[0][0]) for run in runs) if file is not None]
         async with engine.locked(files):
@@ -194,13 +194,6 @@ class Reclaimer:
             part_id = first.id
             parts = [(row.offset, row.size, row.stored, row.codec, row.md5.hex()) for row in rows]
         return [records.Moved(file_id, records.Run(new, seq, part_id, old.head, parts))]
-
-    def _publish(self, token: str, pack: int) -> None:
-        try:
-            self._engine.store.publish([(token, pack)])
-            self._engine.store.sync_published([pack])
-        except OSError as error:
-            raise from_os_error(error, "publishing a pack") from error
 
 
 def _place(part: Part) -> tuple[int, int, work.PartRow]:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from pfsd import stores, work
 from pfsd.coding import Chooser
-from pfsd.errors import from_os_error
 from pfsd.fair import Flow
 from pfsd.gather import Gatherer
 from pfsd.workers import Workers
@@ -130,20 +129,13 @@ class SharedPacks:
             results = _share_out(pack, files, stored.parts)
             held = sum(isinstance(result, Placed) for result in results)
             if held:
-                await asyncio.to_thread(self._publish, stored.token, pack)
+                await asyncio.to_thread(stores.publish_durably, self._store, [(stored.token, pack)])
         except BaseException:
             await asyncio.to_thread(self._discard, batch, pack)
             raise
         if held:
             self.hold(pack, held)
         return results
-
-    def _publish(self, token: str, pack: int) -> None:
-        try:
-            self._store.publish([(token, pack)])
-            self._store.sync_published([pack])
-        except OSError as error:
-            raise from_os_error(error, "publishing a pack") from error
 
     def _discard(self, batch: work.StoreBatch, pack: int) -> None:
         try:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from pfsd.codecs import Buffer
-from pfsd.errors import StoreUnavailable
+from pfsd.errors import StoreUnavailable, from_os_error
 
 #: Scheme of a store's URL -> the module that has its `open_store(path, *, sync, epoch)`.
 SCHEMES = {"file": "pfsd.stores.local", "memory": "pfsd.stores.memory"}
@@ -90,6 +90,15 @@ class PackStore(Protocol):
     def sweep_staged(self) -> int:
         """Remove what other daemons than this one's epoch staged; returns how many packs that were."""
         ...
+
+
+def publish_durably(store: PackStore, staged: Sequence[tuple[str, int]]) -> None:
+    """Give staged packs, by token, their numbers, and return when that is durable. NoSpace, IoError."""
+    try:
+        store.publish(staged)
+        store.sync_published([pack for _, pack in staged])
+    except OSError as error:
+        raise from_os_error(error, "publishing packs") from error
 
 
 def open_store(url: str, *, sync: bool, epoch: str) -> PackStore:
