@@ -21,8 +21,9 @@ from pfsd.fair import FairQueue, Flow
 GRAIN = 64
 #: Extents below this size are cut from the far end, so that they do not break up the room for parts.
 SMALL = 256 << 10
-#: An unused slab keeps its pages this long before the system gets them back.
-IDLE_SECONDS = 5.0
+#: An unused slab keeps its pages this long before the system gets them back: commands often follow each other, and
+#: touching all pages anew costs a put some 3 %.
+IDLE_SECONDS = 30.0
 
 
 class Extent(NamedTuple):
