@@ -209,10 +209,6 @@ class Engine:
         await self.committer.commit([records.Drop(file=file.id)])
         return await self.unlink_unused(packs)
 
-    def footprint(self, file: File) -> int:
-        """Bytes on disk that go when the file's packs go."""
-        return self.registry.footprint(file.id)
-
     def remove_soon(self, file: File) -> asyncio.Task[int]:
         """`remove` in the background."""
         return self.in_background(self.remove(file))

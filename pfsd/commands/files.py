@@ -103,7 +103,7 @@ async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, 
                     _check_still_ready(engine, file)
             facts = [(file, file.name, file.parts) for file in files]
             dropped = {
-                file.id: (engine.footprint(file), engine.registry.packs_of(file.id))
+                file.id: (engine.registry.footprint(file.id), engine.registry.packs_of(file.id))
                 for file in files
                 if file.status is Status.STORING
             }
@@ -117,7 +117,11 @@ async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, 
             footprint, packs = dropped[file.id]
             removal = engine.unlink_unused_soon(packs)
         else:
-            pinned, footprint, removal = engine.is_pinned(file), engine.footprint(file), engine.remove_soon(file)
+            pinned, footprint, removal = (
+                engine.is_pinned(file),
+                engine.registry.footprint(file.id),
+                engine.remove_soon(file),
+            )
             removal = None if pinned else removal
         deleted.append((Deleted(file.id, name, parts, footprint), removal))
     return deleted
