@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test check format bench clean
+.PHONY: run test test-faults check format bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -12,6 +12,11 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready-dev check
 	@$(BIN)/python -m pytest
+
+# Crashes, broken disks and abuse, many times over: some 20 minutes. As root all of it runs; what cannot is skipped with
+# its reason.
+test-faults: $(VENV)/ready-dev
+	@$(BIN)/python -m pytest tests/faults --faults=full --timeout=600 -rs
 
 check: $(VENV)/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

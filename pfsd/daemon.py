@@ -118,7 +118,7 @@ class Daemon:
         gc.freeze()  # the registries stay: the collector need not walk through them, while everyone waits
 
     def _open_journal(self, path: Path) -> Journal:
-        if not os.path.lexists(path):
+        if not disk.exists(path):
             if next(iter(self._store.list()), None) is not None:
                 raise RegistryDamaged(
                     f"{path} is missing, but the store holds packs; put the journal back from a copy, or move "

@@ -1,8 +1,10 @@
-"""The system calls below the store and the journal: whole writes, syncs, renames, the lock, room on the disk.
+"""The system calls below the store and the journal: opening, whole writes, syncs, renames, the lock, room on the disk.
 
-Everything here is a thin layer over one or two calls of the operating system, and raises OSError as it
-comes; only the lock speaks of the store. It knows neither packs nor records. Nothing is tried again: a failed
-sync may have dropped the very pages it was to save, and whoever asks a second time is told that all is well.
+Store and journal touch the file system through this module only, so that a test can make each call fail, lie, or be
+the last one before a crash. Everything here is a thin layer over one or two calls of the operating system, and
+raises OSError as it comes; only the lock speaks of the store. It knows neither packs nor records. Nothing is tried
+again: a failed sync may have dropped the very pages it was to save, and whoever asks a second time is told that all is
+well.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from collections.abc import Sequence
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from pfsd.errors import StoreUnavailable
 
@@ -21,6 +26,50 @@ AnyPath = str | os.PathLike[str]
 
 #: The kernel takes no more pieces than this in one writev (IOV_MAX of Linux).
 MAX_PIECES = 1024
+
+
+#: For files that are appended to, written once, or only read. A FIFO in place of a file keeps nobody waiting, a symlink
+#: is never followed, and nothing is inherited by I/O processes.
+APPEND = os.O_RDWR | os.O_APPEND
+CREATE_APPEND = APPEND | os.O_CREAT | os.O_EXCL
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+READ = os.O_RDONLY
+_ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+def open_file(path: AnyPath, flags: int) -> int:
+    """Open a file in one of the ways above; new ones are for this user only."""
+    return os.open(path, flags | _ALWAYS, 0o600)
+
+
+def close(fd: int) -> None:
+    """Close what `open_file` opened."""
+    os.close(fd)
+
+
+def is_regular(fd: int) -> bool:
+    """Whether this is a file with bytes of its own, not a FIFO, device or directory."""
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+def size(fd: int) -> int:
+    """Bytes in an open file."""
+    return os.fstat(fd).st_size
+
+
+def read(fd: int, length: int, offset: int) -> bytes:
+    """Some bytes from `offset` on, at most `length`; none at the end of the file."""
+    return os.pread(fd, length, offset)
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> int:
+    """Fill some of `view` from `offset` on and return how much; 0 at the end of the file."""
+    return os.preadv(fd, [view], offset)
+
+
+def truncate(fd: int, length: int) -> None:
+    """Cut a file to `length` bytes."""
+    os.ftruncate(fd, length)
 
 
 def write_all(fd: int, data: Buffer) -> None:
@@ -78,13 +127,46 @@ def unlink(path: AnyPath) -> None:
     os.unlink(path)
 
 
+class Entry(NamedTuple):
+    """A name in a directory."""
+
+    name: str
+    is_file: bool
+    is_dir: bool
+    #: Bytes, of a regular file.
+    size: int
+
+
+def entries(path: AnyPath) -> Iterator[Entry]:
+    """What is in a directory, sorted by name; symlinks are neither files nor directories."""
+    with os.scandir(path) as found:
+        for entry in sorted(found, key=lambda entry: entry.name):
+            status = entry.stat(follow_symlinks=False)
+            yield Entry(entry.name, stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode), status.st_size)
+
+
+def exists(path: AnyPath) -> bool:
+    """Whether there is anything of this name, a dangling symlink included."""
+    return os.path.lexists(path)
+
+
+def file_size(path: AnyPath) -> int:
+    """Bytes of what has this name."""
+    return os.lstat(path).st_size
+
+
+def remove_tree(path: AnyPath) -> None:
+    """Remove a directory with all in it, as far as that is possible."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def lock_exclusive(path: AnyPath) -> int:
     """Take the lock for this process and write its pid there; it is held until the returned fd is closed.
 
     The kernel frees it with the process, however that ends. Raises StoreUnavailable, with its pid.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
     try:
@@ -109,7 +191,7 @@ def free_space(path: AnyPath) -> int:
 
 def preallocate(path: AnyPath, nbytes: int) -> None:
     """See to it that the file `path` exists and owns at least `nbytes` of disk; a failure leaves no file."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         os.posix_fallocate(fd, 0, nbytes)
     except OSError:

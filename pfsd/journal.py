@@ -25,7 +25,6 @@ import logging
 import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -60,8 +59,6 @@ LOOK_BEHIND = 16 << 20
 #: `,"crc":"xxxxxxxx"}`
 TAIL_BYTES = 18
 _TAIL = re.compile(rb',"crc":"([0-9a-f]{8})"}')
-
-_OPEN_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 Path = str | os.PathLike[str]
 
@@ -111,7 +108,7 @@ class _Log:
                 raise ValueError(f"a record of {len(lines[-1])} bytes; {MAX_LINE} can be")
         data = b"".join(lines)
         disk.write_all(self.fd, data)
-        if os.fstat(self.fd).st_size != self.size + len(data):
+        if disk.size(self.fd) != self.size + len(data):
             raise OSError(errno.EIO, "the journal has not grown by what was written to it")
         self.seq, self.crc, self.size = seq, crc, self.size + len(data)
 
@@ -136,7 +133,7 @@ class Journal:
     def create(cls, path: Path, *, sync: bool = True) -> Journal:
         """Make the journal of a new store. OSError; FileExistsError when there is one."""
         path = os.fspath(path)
-        if os.path.lexists(path):
+        if disk.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         store = secrets.token_hex(16)
         log_file = _start_file(path, store, generation=1)
@@ -147,7 +144,7 @@ class Journal:
             if sync:
                 disk.fsync_dir(os.path.dirname(path) or ".")
         except BaseException:
-            os.close(log_file.fd)
+            disk.close(log_file.fd)
             raise
         return cls(path, log_file, store, 1, sync)
 
@@ -168,12 +165,12 @@ class Journal:
             if reader.log.size != reader.file_size:
                 reader.settle_end(sync)
             with suppress(FileNotFoundError):
-                os.unlink(_new_path(path))  # of a compaction that was interrupted
+                disk.unlink(_new_path(path))  # of a compaction that was interrupted
         except OSError as error:
-            os.close(fd)
+            disk.close(fd)
             raise StorageFailed(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
         except BaseException:
-            os.close(fd)
+            disk.close(fd)
             raise
         return cls(path, reader.log, reader.header.store, reader.header.generation, sync)
 
@@ -225,7 +222,7 @@ class Journal:
         """Close the file. Everything is on the disk already."""
         if self._compaction is not None:
             self._compaction.abort()
-        os.close(self._log.fd)
+        disk.close(self._log.fd)
 
     def _check(self) -> None:
         if self._failure:
@@ -244,7 +241,7 @@ class Journal:
 
     def _roll_back(self) -> None:
         try:
-            os.ftruncate(self._log.fd, self._log.size)
+            disk.truncate(self._log.fd, self._log.size)
         except OSError as error:
             self._fail("taking back a failed write to", error)
         self._sync_or_fail()
@@ -262,7 +259,7 @@ class Journal:
         self.generation += 1
         self._compaction = None
         with suppress(OSError):  # nobody needs what it held
-            os.close(old.fd)
+            disk.close(old.fd)
         if not self._sync:
             return
         try:
@@ -325,9 +322,9 @@ class Compaction:
             return
         self._journal._forget(self)
         with suppress(OSError):
-            os.close(self._log.fd)
+            disk.close(self._log.fd)
         with suppress(OSError):
-            os.unlink(_new_path(self._journal.path))
+            disk.unlink(_new_path(self._journal.path))
 
 
 def _new_path(path: str) -> str:
@@ -338,28 +335,28 @@ def _start_file(path: str, store: str, generation: int) -> _Log:
     """A new file with only a header, not synced. OSError."""
     new = _new_path(path)
     with suppress(FileNotFoundError):
-        os.unlink(new)
-    log_file = _Log(os.open(new, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600))
+        disk.unlink(new)
+    log_file = _Log(disk.open_file(new, disk.CREATE_APPEND))
     try:
         log_file.write([msgspec.json.encode(_Header(FORMAT, MIN_READER, store, generation, "crc32"))])
     except BaseException:
-        os.close(log_file.fd)
-        os.unlink(new)
+        disk.close(log_file.fd)
+        disk.unlink(new)
         raise
     return log_file
 
 
 def _open_regular(path: str) -> int:
     try:
-        fd = os.open(path, _OPEN_FLAGS)
+        fd = disk.open_file(path, disk.APPEND)
     except FileNotFoundError as error:
         raise RegistryDamaged(f"{path}: the journal is missing. {_WHAT_NOW}", path=path) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise RegistryDamaged(f"{path}: not a regular file. {_WHAT_NOW}", path=path) from error
         raise StoreUnavailable(f"{path}: {os.strerror(error.errno or errno.EIO)}", path=path) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+    if not disk.is_regular(fd):
+        disk.close(fd)
         raise RegistryDamaged(f"{path}: not a regular file. {_WHAT_NOW}", path=path)
     return fd
 
@@ -385,7 +382,7 @@ class _Reader:
     def __init__(self, path: str, fd: int, visit: Callable[[bytes], object]) -> None:
         self.path = path
         self.log = _Log(fd)
-        self.file_size = os.fstat(fd).st_size
+        self.file_size = disk.size(fd)
         self.visit = visit
         self.header: _Header
 
@@ -393,7 +390,7 @@ class _Reader:
         """Visit lines until the end of the file or the first one that does not fit."""
         rest = b""
         read = 0
-        while chunk := os.pread(self.log.fd, CHUNK, read):
+        while chunk := disk.read(self.log.fd, CHUNK, read):
             read += len(chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             if self.log.seq == 0 and lines:
@@ -453,19 +450,19 @@ class _Reader:
 
     def _cut_off(self, torn: bytes, length: int, sync: bool) -> None:
         aside = _torn_path(self.path)
-        fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = disk.open_file(aside, disk.CREATE)
         try:
             disk.write_all(fd, torn)
             if sync:
                 disk.fdatasync(fd)
         except BaseException:
-            os.unlink(aside)
+            disk.unlink(aside)
             raise
         finally:
-            os.close(fd)
+            disk.close(fd)
         if sync:
             disk.fsync_dir(os.path.dirname(self.path) or ".")
-        os.ftruncate(self.log.fd, self.log.size)
+        disk.truncate(self.log.fd, self.log.size)
         log.warning(
             "%s: the last write was interrupted; %d bytes after %d records were cut off and kept in %s",
             self.path,
@@ -476,7 +473,7 @@ class _Reader:
 
     def _zeros(self, start: int) -> bool:
         """Whether the file is all zeros from here on."""
-        while chunk := os.pread(self.log.fd, CHUNK, start):
+        while chunk := disk.read(self.log.fd, CHUNK, start):
             if chunk.count(0) != len(chunk):
                 return False
             start += len(chunk)
@@ -511,7 +508,7 @@ def _refuse_foreign_checksum(path: str, line: bytes) -> None:
 
 def _read(fd: int, start: int, length: int) -> bytes:
     pieces = []
-    while length > 0 and (piece := os.pread(fd, length, start)):
+    while length > 0 and (piece := disk.read(fd, length, start)):
         pieces.append(piece)
         start, length = start + len(piece), length - len(piece)
     return b"".join(pieces)

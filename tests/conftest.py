@@ -14,6 +14,10 @@ from tests.harness import Daemon
 from tests.wire import Wire
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", choices=["quick", "full"], default="quick", help="how often faults are tried")
+
+
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The event loops that `loop:` in the configuration offers."""
     return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}

@@ -114,6 +114,24 @@ def test_the_client_side_knows_only_the_wire(name: str) -> None:
     assert project_imports(modules()[name]) <= CLIENT_MAY_IMPORT
 
 
+#: What these may take of `os`: nothing that touches the file system, which goes through `disk` to be made to fail.
+HARMLESS = {"fspath", "strerror", "PathLike", "path", "isabs", "join", "dirname", "basename", "fsencode", "fsdecode"}
+
+
+@pytest.mark.parametrize("name", ["journal", "stores.local", "committer", "registry"])
+def test_store_and_journal_touch_the_disk_in_one_place(name: str) -> None:
+    tree = ast.parse(modules()[name].read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("os", "os.path", "shutil")
+    }
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    methods = {call.rpartition(".")[2] for call in called if not call.startswith("disk.")}
+    assert used <= HARMLESS
+    assert not methods & {"mkdir", "iterdir", "read_bytes", "write_bytes", "read_text", "write_text", "rmdir", "touch"}
+
+
 def test_what_a_worker_imports_stays_small() -> None:
     closure, todo = set(), {"work"}
     while todo:

@@ -13,8 +13,6 @@ import builtins
 import errno
 import os
 import re
-import shutil
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +27,9 @@ from pfsd.stores import PackInfo
 BATCH_BYTES = 1 << 20
 #: log2 of the packs in one directory.
 FANOUT_BITS = 12
+
+#: open() answers so when a pack's name belongs to a symlink, a socket or a device without driver.
+_NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV}
 
 _PACK_NAME = re.compile(r"([0-9a-f]{16})\.pack")
 _SAFE_NAME = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,200}")
@@ -63,14 +64,14 @@ class LocalStore:
 
     def stage(self, token: str, pieces: Iterable[Buffer]) -> int:
         path = self._own_tmp / _safe(token)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = disk.open_file(path, disk.CREATE)
         try:
             try:
                 size = _write_pieces(fd, pieces, self._sync)
                 if self._sync:
                     disk.fdatasync(fd)
             finally:
-                os.close(fd)
+                disk.close(fd)
         except BaseException:
             with suppress(OSError):
                 disk.unlink(path)
@@ -81,7 +82,7 @@ class LocalStore:
         for token, pack in staged:
             target = self._pack_path(pack)
             disk.make_dir(target.parent)
-            if os.path.lexists(target):  # no race: one daemon holds the lock, and it counts packs up
+            if disk.exists(target):  # no race: one daemon holds the lock, and it counts packs up
                 raise FileExistsError(errno.EEXIST, "a pack is never replaced", str(target))
             disk.rename(self._own_tmp / _safe(token), target)
 
@@ -117,13 +118,14 @@ class LocalStore:
 
     def sweep_staged(self) -> int:
         swept = 0
-        for path in self._tmp.iterdir():
+        for entry in disk.entries(self._tmp):
+            path = self._tmp / entry.name
             if path == self._own_tmp:
                 continue
-            if path.is_dir() and not path.is_symlink():
-                swept += sum(1 for _ in path.iterdir())
+            if entry.is_dir:
+                swept += sum(1 for _ in disk.entries(path))
                 # A process that outlived its daemon may still add a file: that waits for the next start.
-                shutil.rmtree(path, ignore_errors=True)
+                disk.remove_tree(path)
             else:
                 disk.unlink(path)
                 swept += 1
@@ -134,27 +136,27 @@ class LocalStore:
     def open(self, pack: int) -> LocalReader:
         path = self._pack_path(pack)
         try:
-            # Without O_NONBLOCK a FIFO in place of the pack would keep us for ever.
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = disk.open_file(path, disk.READ)
         except (FileNotFoundError, NotADirectoryError):
             raise Missing(f"pack {pack:016x} is not in the store", pack=pack) from None
         except OSError as error:
-            if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            if error.errno in _NO_FILE:
                 raise _not_a_file(pack) from error
             raise
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
+        if not disk.is_regular(fd):
+            disk.close(fd)
             raise _not_a_file(pack)
-        return LocalReader(fd, pack, status.st_size)
+        return LocalReader(fd, pack, disk.size(fd))
 
     def list(self) -> Iterator[PackInfo]:
-        for directory in sorted(self._packs.iterdir()):
-            for entry in _files_in(directory):
+        for directory in disk.entries(self._packs):
+            if not directory.is_dir:
+                continue
+            for entry in disk.entries(self._packs / directory.name):
                 match = _PACK_NAME.fullmatch(entry.name)
                 pack = int(match[1], 16) if match else -1
-                if match and self._pack_path(pack).parent == directory:
-                    yield PackInfo(pack, entry.stat(follow_symlinks=False).st_size)
+                if match and entry.is_file and self._pack_path(pack).parent.name == directory.name:
+                    yield PackInfo(pack, entry.size)
 
     def _pack_path(self, pack: int) -> Path:
         return self._packs / f"{pack >> FANOUT_BITS:05x}" / f"{pack:016x}.pack"
@@ -169,9 +171,9 @@ class LocalReader:
         self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, offset)
+        data = disk.read(self._fd, length, offset)
         while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
+            more = disk.read(self._fd, length - len(data), offset + len(data))
             if not more:
                 raise self._short(offset + length)
             data += more
@@ -180,7 +182,7 @@ class LocalReader:
     def read_into(self, offset: int, view: memoryview) -> int:
         filled = 0
         while filled < len(view):
-            count = os.preadv(self._fd, [view[filled:]], offset + filled)
+            count = disk.read_into(self._fd, view[filled:], offset + filled)
             if not count:
                 raise self._short(offset + len(view))
             filled += count
@@ -195,7 +197,7 @@ class LocalReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        disk.close(self._fd)
 
 
 def _safe(name: str) -> str:
@@ -223,17 +225,9 @@ def _write_pieces(fd: int, pieces: Iterable[Buffer], sync: bool) -> int:
 
 
 def _remove(path: Path) -> int:
-    size = os.lstat(path).st_size
+    size = disk.file_size(path)
     disk.unlink(path)
     return size
-
-
-def _files_in(directory: Path) -> builtins.list[os.DirEntry[str]]:
-    if not directory.is_dir():
-        return []
-    with os.scandir(directory) as entries:
-        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-    return sorted(files, key=lambda entry: entry.name)
 
 
 def _not_a_file(pack: int) -> Corrupt:

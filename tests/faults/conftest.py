@@ -1,0 +1,27 @@
+"""How often a fault is tried, and where stores are kept while it is."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Count = Callable[[int, int], int]
+
+
+@pytest.fixture(scope="session")
+def count(pytestconfig: pytest.Config) -> Count:
+    """`count(quick, full)`: how often to try something in `make test`, and in `make test-faults`."""
+    full = pytestconfig.getoption("--faults") == "full"
+    return lambda quick, all_of_them: all_of_them if full else quick
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A directory that is not on a disk: for what is killed and started so often that syncs would be all it does."""
+    where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="pfsd-", dir=where) as path:
+        yield Path(path)

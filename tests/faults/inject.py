@@ -1,0 +1,29 @@
+"""Make one call of `pfsd.disk` in a daemon, or in its I/O processes, fail, lie, wait, or be the last one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.harness import Daemon
+
+_INJECTION = Path(__file__).parent / "injection"
+
+
+def inject(daemon: Daemon, *faults: str) -> None:
+    """Arm faults, `FUNCTION:PATTERN:N:ACTION` (see injection/sitecustomize.py), for the next starts; none disarms."""
+    log = daemon.home / "faults"
+    log.unlink(missing_ok=True)
+    for key in ("PYTHONPATH", "PFSD_TEST_FAULT", "PFSD_TEST_FAULT_LOG"):
+        daemon.environ.pop(key, None)
+    if faults:
+        daemon.environ |= {
+            "PYTHONPATH": str(_INJECTION),
+            "PFSD_TEST_FAULT": ",".join(faults),
+            "PFSD_TEST_FAULT_LOG": str(log),
+        }
+
+
+def fired(daemon: Daemon) -> list[str]:
+    """The faults that happened since they were armed, each `PID FUNCTION N ACTION`."""
+    log = daemon.home / "faults"
+    return log.read_text().splitlines() if log.exists() else []
