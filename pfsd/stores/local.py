@@ -140,7 +140,8 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             raise Missing(f"pack {pack:016x} is not in the store", pack=pack) from None
         except OSError as error:
-            if error.errno in _NO_FILE:
+            # Of a directory that leads in circles the same is said, but that is no fault of the pack.
+            if error.errno in _NO_FILE and disk.exists(path):
                 raise _not_a_file(pack) from error
             raise
         if not disk.is_regular(fd):
