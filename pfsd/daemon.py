@@ -61,6 +61,8 @@ RESERVE_BYTES = 1 << 20
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
+#: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
+LOOK_SECONDS = 10.0
 
 
 def main(config: Config) -> int:
@@ -94,7 +96,9 @@ class Daemon:
             await self._tidy()
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
+            watching = asyncio.create_task(self._watch_store())
             await self._stopped.wait()
+            watching.cancel()
         except BaseException:
             self._workers.kill()
             raise
@@ -152,7 +156,11 @@ class Daemon:
     def _make_service(self) -> None:
         config = self._config
         self._committer = Committer(
-            self._journal, self._registry, on_failure=self._storage_failed, on_full=self._free_reserve
+            self._journal,
+            self._registry,
+            on_failure=self._storage_failed,
+            on_full=self._free_reserve,
+            is_ours=lambda: disk.is_still_at(self._lock_fd, self._config.path / "lock"),
         )
         self._engine = Engine(
             store_id=self._journal.store_id,
@@ -277,6 +285,11 @@ class Daemon:
         log.critical("the journal cannot be written safely any more, stopping: %s", error)
         self._exit_code = StorageFailed.exit_code
         self._begin_stop()
+
+    async def _watch_store(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._committer.look()
 
     # --- stopping ---
 
