@@ -48,7 +48,8 @@ class Committer:
     """The only one who writes to the journal and who changes the registry of a running daemon.
 
     `on_full` is called when the disk is full and somebody wants to free space; it gives up a reserve.
-    `on_failure` is called once when the journal cannot be trusted any more: the daemon has to exit.
+    `on_failure` is called once when the journal cannot be trusted any more: the daemon has to exit. `is_ours` says
+    whether the store is still this daemon's (blocking).
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Committer:
         *,
         on_full: Callable[[], object] = lambda: None,
         on_failure: Callable[[StorageFailed], object] = lambda error: None,
+        is_ours: Callable[[], bool] = lambda: True,
         compact_above: int = COMPACT_ABOVE_BYTES,
     ) -> None:
         """`compact_above` is in bytes."""
@@ -69,6 +71,7 @@ class Committer:
         self._registry = registry
         self._on_full = on_full
         self._on_failure = on_failure
+        self._is_ours = is_ours
         self._compact_above = compact_above
         # The threads are two, so that a compaction does not hold up commits. All appends and their syncs are
         # on one thread.
@@ -113,6 +116,19 @@ class Committer:
         """Let records of a file be written again after some were refused: its caller goes on from the registry."""
         self._lost.pop(file_id, None)
 
+    async def look(self) -> None:
+        """See whether the store is still in its place; if not, the journal has `failed`."""
+        if self._is_over():
+            return
+        try:
+            await self._in(self._thread, self._check_place)
+        except StorageFailed as error:
+            self._fail(error, [])
+
+    def _check_place(self) -> None:
+        if not (self._is_ours() and self._journal.is_in_place()):
+            raise StorageFailed(f"{self._journal.path} or the lock beside it was moved, removed or replaced")
+
     async def flush(self) -> None:
         """Return when everything handed in so far has been written, or has failed."""
         while self._writer is not None:
@@ -154,6 +170,9 @@ class Committer:
             self._writer = None
 
     async def _write(self, batch: list[_Group]) -> None:
+        if self._failure is not None:
+            self._fail(self._failure, batch)
+            return
         try:
             await self._append(batch)
         except StorageFailed as error:
@@ -298,6 +317,7 @@ class Committer:
                 await self._in(self._compact_thread, compaction.catch_up)
             await self._in(self._compact_thread, compaction.sync)
             async with self._turn:
+                await self._in(self._thread, self._check_place)  # or it would replace the journal of another daemon
                 await self._in(self._thread, compaction.finish)
             return True
         finally:

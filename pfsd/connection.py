@@ -355,6 +355,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close at once; what is queued is lost and the peer sees a reset."""
+        if self._lost:
+            return
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             # Linger 0 makes the close a reset, so that the peer cannot take a cut for the end.

@@ -45,21 +45,24 @@ from pfsd.errors import (
 )
 from pfsd.journal import Journal
 from pfsd.kinds import Address, TcpAddress, UnixAddress
+from pfsd.listening import Listener, open_sockets
 from pfsd.paths import Roots
-from pfsd.protocol import LF, format_error
 from pfsd.registry import Registry
 from pfsd.session import Session
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
 
-#: Descriptors that are not client connections: store, journal, workers, files being read and written.
-SPARE_DESCRIPTORS = 128
+#: Descriptors kept for what is neither a client nor a file of one: listening sockets, a newcomer that is turned away, a
+#: compaction, an I/O process that is being replaced.
+SPARE_DESCRIPTORS = 16
 #: Kept back on the disk, so that deletes and compaction work when it is full.
 RESERVE_BYTES = 1 << 20
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
+#: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
+LOOK_SECONDS = 10.0
 
 
 def main(config: Config) -> int:
@@ -78,7 +81,8 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
         self._exit_code = 0
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
+        self._arriving: set[Connection] = set()  # taken, but not made yet
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._lock_fd = -1
@@ -92,7 +96,9 @@ class Daemon:
             await self._tidy()
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
+            watching = asyncio.create_task(self._watch_store())
             await self._stopped.wait()
+            watching.cancel()
         except BaseException:
             self._workers.kill()
             raise
@@ -150,7 +156,11 @@ class Daemon:
     def _make_service(self) -> None:
         config = self._config
         self._committer = Committer(
-            self._journal, self._registry, on_failure=self._storage_failed, on_full=self._free_reserve
+            self._journal,
+            self._registry,
+            on_failure=self._storage_failed,
+            on_full=self._free_reserve,
+            is_ours=lambda: disk.is_still_at(self._lock_fd, self._config.path / "lock"),
         )
         self._engine = Engine(
             store_id=self._journal.store_id,
@@ -203,43 +213,35 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
+        by_address = []
         for address in self._config.listen:
+            if isinstance(address, UnixAddress):
+                _remove_stale_socket(address.path)
             try:
-                server = await self._listen_on(address)
+                by_address.append((address, await open_sockets(address)))
             except OSError as error:
                 words = error.strerror or str(error)
                 raise CannotListen(f"cannot listen on {address}: {words}") from error
-            self._servers.append(server)
-        for server, address in zip(self._servers, self._config.listen, strict=True):
-            for ready in _addresses(server, address):
-                print(f"pfsd ready on {ready}", flush=True)
+        for address, sockets in by_address:
+            for sock in sockets:
+                self._listeners.append(Listener(sock, self._refusal, self._make_connection))
+                print(f"pfsd ready on {_listens_on(sock, address)}", flush=True)
 
-    async def _listen_on(self, address: Address) -> asyncio.Server:
-        loop = asyncio.get_running_loop()
-        if isinstance(address, TcpAddress):
-            return await loop.create_server(self._accept, address.host, address.port, backlog=512)
-        _remove_stale_socket(address.path)
-        umask = os.umask(0o177)  # the socket is born private, not made so a moment later
-        try:
-            return await loop.create_unix_server(self._accept, str(address.path), backlog=512)
-        finally:
-            os.umask(umask)
+    def _refusal(self, sock: socket.socket) -> RequestError | None:
+        """Why a newcomer cannot stay, if it cannot."""
+        service = self._service
+        if len(service.sessions) + len(self._arriving) >= service.max_clients:
+            return Busy(f"{service.max_clients} clients are connected already; try again later")
+        if not _same_user(sock):
+            return Denied("this socket is for processes of its own user only")
+        return None
 
-    def _accept(self) -> Connection:
-        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._serve)
+    def _make_connection(self) -> Connection:
+        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._arriving, self._serve)
 
     def _serve(self, connection: Connection) -> None:
         """A client has connected."""
         service = self._service
-        refusal: RequestError | None = None
-        if len(service.sessions) >= service.max_clients:
-            refusal = Busy(f"{service.max_clients} clients are connected already; try again later")
-        elif not _same_user(connection):
-            refusal = Denied("this socket is for processes of its own user only")
-        if refusal is not None:
-            connection.transport.write(format_error(refusal, None, LF))
-            connection.close()
-            return
         session = Session(service, connection, next(self._numbers))
         service.sessions.add(session)
         task = asyncio.create_task(session.serve())
@@ -284,6 +286,11 @@ class Daemon:
         self._exit_code = StorageFailed.exit_code
         self._begin_stop()
 
+    async def _watch_store(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            await self._committer.look()
+
     # --- stopping ---
 
     def _handle_signals(self) -> None:
@@ -312,8 +319,8 @@ class Daemon:
         service = self._service
         log.info("stopping: %d requests are running", len(service.running))
         threading.Thread(target=self._watch_stop, daemon=True).start()
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         patience = self._config.stop_timeout
         done = asyncio.ensure_future(self._all_done())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -355,37 +362,48 @@ class Daemon:
 
 
 class _Accepted(Connection):
-    """A connection that reports itself once it is made."""
+    """A connection that is among the arriving ones until it is made, which it reports, or lost."""
 
-    def __init__(self, idle_seconds: float, line_seconds: float, made: Callable[[Connection], None]) -> None:
+    def __init__(
+        self,
+        idle_seconds: float,
+        line_seconds: float,
+        arriving: set[Connection],
+        made: Callable[[Connection], None],
+    ) -> None:
         super().__init__(idle_seconds, line_seconds)
+        self._arriving = arriving
         self._made = made
+        arriving.add(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.set_keepalive()
+        self._arriving.discard(self)
         self._made(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arriving.discard(self)
+        super().connection_lost(exc)
 
 
 def _descriptor_limit(max_clients: int) -> int:
-    """Raise the soft limit of open files and return how many clients fit below it."""
+    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * max_clients + SPARE_DESCRIPTORS
+    taken = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS
+    wanted = taken + 2 * max_clients
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    fit = max(1, (soft - SPARE_DESCRIPTORS) // 2) if soft > 2 * SPARE_DESCRIPTORS else max(1, soft // 4)
+    fit = max(1, (soft - taken) // 2)
     if fit < max_clients:
         log.warning("the limit of %d open files allows %d clients, not %d", soft, fit, max_clients)
     return min(max_clients, fit)
 
 
-def _addresses(server: asyncio.Server, address: Address) -> list[str]:
-    """Where a server listens; a port that was 0 is known now."""
-    if isinstance(address, UnixAddress):
-        return [str(address)]
-    names = [sock.getsockname() for sock in server.sockets]
-    return [str(TcpAddress(name[0], name[1])) for name in names]
+def _listens_on(sock: socket.socket, address: Address) -> Address:
+    """Where a socket listens; a port that was 0 is known now."""
+    return address if isinstance(address, UnixAddress) else TcpAddress(*sock.getsockname()[:2])
 
 
 def _remove_stale_socket(path: Path) -> None:
@@ -404,10 +422,9 @@ def _remove_stale_socket(path: Path) -> None:
     raise CannotListen(f"cannot listen on unix:{path}: another program does")
 
 
-def _same_user(connection: Connection) -> bool:
+def _same_user(sock: socket.socket) -> bool:
     """Whether the peer of a Unix socket runs as this user, or as root; peers over TCP pass."""
-    sock = connection.transport.get_extra_info("socket")
-    if sock is None or sock.family != socket.AF_UNIX:
+    if sock.family != socket.AF_UNIX:
         return True
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     uid = int.from_bytes(credentials[4:8], "little")

@@ -183,6 +183,14 @@ def lock_exclusive(path: AnyPath) -> int:
     return fd
 
 
+def is_still_at(fd: int, path: AnyPath) -> bool:
+    """Whether an open file is the one that is found under `path` now."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
+
+
 def free_space(path: AnyPath) -> int:
     """Bytes that can still be written on the file system of `path` without being root."""
     room = os.statvfs(path)

@@ -161,6 +161,7 @@ BY_CODE: dict[str, type[RequestError]] = {kind.code: kind for kind in _request_e
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
+_SCARCE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def from_os_error(error: OSError, doing: str) -> RequestError:
@@ -171,6 +172,8 @@ def from_os_error(error: OSError, doing: str) -> RequestError:
         return NoSpace(f"{doing}: {words}", errno=name)
     if error.errno in _ABSENT:
         return NotFound(f"{doing}: {words}", errno=name)
+    if error.errno in _SCARCE:
+        return Busy(f"{doing}: {words}", errno=name)
     return IoError(f"{doing}: {words}", errno=name)
 
 

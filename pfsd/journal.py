@@ -218,6 +218,10 @@ class Journal:
         self._compaction = Compaction(self, _start_file(self.path, self._store, self.generation + 1))
         return self._compaction
 
+    def is_in_place(self) -> bool:
+        """Whether the next start would find what is written here."""
+        return disk.is_still_at(self._log.fd, self.path)
+
     def close(self) -> None:
         """Close the file. Everything is on the disk already."""
         if self._compaction is not None:

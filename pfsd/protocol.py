@@ -40,7 +40,12 @@ _TAG = re.compile(rb"[A-Za-z0-9._-]{1,32}")
 _KEY = re.compile(rb"([A-Za-z][A-Za-z0-9_-]*)=")
 _BLANK = b" \t"
 _HTTP_HEAD = re.compile(rb"(GET|HEAD|POST|PUT|DELETE|OPTIONS|CONNECT|PATCH|TRACE|PRI) [^ ]")
-_HTTP = re.compile(_HTTP_HEAD.pattern + rb".*\bHTTP/\d")
+_HTTP = re.compile(
+    _HTTP_HEAD.pattern
+    + rb".*\bHTTP/\d"
+    + rb"|(?i:get|head|post|put|delete|options|connect|patch|trace) [^ ]+ (?i:http)/\d(\.\d)?$"
+    + rb"|(?i:host):"
+)
 HTTP_REFUSAL = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\nContent-Length: 63\r\n\r\n"
     b"This is pfsd, a file store with a line protocol, and not HTTP.\n"

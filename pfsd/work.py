@@ -16,9 +16,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import groupby
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, forkserver, parent_process
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pfsd import codecs, disk, hashing, packs, stores
@@ -183,6 +183,8 @@ class Task(Protocol[Result]):
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP_BYTES = 32 << 20
+#: From sys/prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 
 # --- the process --------------------------------------------------------------------------------
@@ -206,6 +208,8 @@ def set_up(setup: Setup) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.umask(0o077)
     keep_freed_memory()
+    be_the_first_to_go()
+    end_with_forkserver()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     slab = os.open(setup.slab, os.O_RDWR | os.O_CLOEXEC)
     _Process.slab = memoryview(mmap.mmap(slab, setup.slab_size))
@@ -221,6 +225,27 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):  # glibc; others have no such habit
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def be_the_first_to_go() -> None:
+    """When the system runs out of memory it shall end this process, whose run is tried again, and not the daemon."""
+    with suppress(OSError), open("/proc/self/oom_score_adj", "r+") as score:
+        likely = min(int(score.read()) + 500, 1000)
+        score.seek(0)
+        score.write(str(likely))
+
+
+def end_with_forkserver() -> None:
+    """Have the system kill this process when the forkserver ends, which is when the daemon does.
+
+    Even one that is stopped: it could not look for itself, as `_end_with_parent` does. The forkserver lives as long
+    as the pipe to it is open somewhere, and each process it makes is given an end that it has no use for.
+    """
+    held = getattr(forkserver._forkserver, "_forkserver_alive_fd", None)
+    if held is not None:
+        os.close(held)
+        forkserver._forkserver._forkserver_alive_fd = None  # type: ignore[attr-defined]
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
@@ -249,6 +274,8 @@ def _task(function: Callable[[Argument, int], Outcome]) -> Task[Outcome]:
             if isinstance(translated, NotFound):  # the store's directory is gone: nothing that a client named
                 translated = IoError(translated.message, **translated.fields)
             return _failure(translated)
+        except MemoryError:
+            return Failure("busy", "an I/O process found no memory; try again, or give the daemon more", {})
         except Exception as error:
             return Failure("internal", f"{type(error).__name__} in an I/O process", {}, traceback.format_exc())
 

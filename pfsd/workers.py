@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         # Imported (and compiled) once, before the processes are forked: they share that memory.
         context.set_forkserver_preload(["pfsd.work", "pfsd.lanes"] if setup.lanes else ["pfsd.work"])
+        _show_forkserver_this_pfsd()
 
         def make_executor() -> ProcessPoolExecutor:
             return ProcessPoolExecutor(1, mp_context=context, initializer=work.set_up, initargs=(setup,))
@@ -207,6 +209,15 @@ class Workers:
         except _BROKEN:
             # The next task on this slot finds it broken and comes here again.
             log.exception("I/O process %d cannot be started again", slot.number)
+
+
+def _show_forkserver_this_pfsd() -> None:
+    """Let the forkserver find the pfsd that runs here: up to Python 3.12 it looks in paths of its own, in which there
+    may be another one, or none."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(work.__file__)))
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if home not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*paths, home]))
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -56,6 +56,10 @@ class Daemon:
         self.ready_lines: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
+        #: A program that starts the daemon in its own place, such as prlimit or setpriv, with its arguments.
+        self.starter: list[str] = []
+        #: Python that runs in the daemon before anything else, to change what no setting does.
+        self.prelude = ""
         self._family: list[psutil.Process] = []
         self._settings = dict(DEFAULTS)
         self.config(**overrides)
@@ -92,7 +96,7 @@ class Daemon:
         """Start the process and do not wait."""
         with (self.home / "stderr").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), "--config", str(self.home / "config.yaml")],
+                [*self.starter, sys.executable, *self._program(), "--config", str(self.home / "config.yaml")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -100,6 +104,12 @@ class Daemon:
                 env={key: value for key, value in os.environ.items() if not key.startswith("PFSD_")} | self.environ,
             )
         return self.process
+
+    def _program(self) -> list[str]:
+        if not self.prelude:
+            return [str(SERVER)]
+        run = "from pfsd.cli import server_main; sys.exit(server_main())"
+        return ["-c", f"import sys; sys.path[0] = {str(SERVER.parent)!r}\n{self.prelude}\n{run}"]
 
     def start(self) -> None:
         """Start it and wait until it is ready."""

@@ -25,7 +25,7 @@ LAYERS = [
     {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
-    {"connection"},
+    {"connection", "listening"},
     {"calls"},
     {"handlers"},
     {"session"},

@@ -264,6 +264,7 @@ def test_names_out_of_bounds_are_refused(name: bytes) -> None:
 def test_http_is_recognised(method: bytes) -> None:
     assert looks_like_http(method + b" /x HTTP/1.1")
     assert looks_like_http(method + b" /" + b"a" * 60, cut=True)
+    assert looks_like_http(method.lower() + b" /x http/1.1") and looks_like_http(b"Host: localhost")
 
 
 @pytest.mark.parametrize("line", [b"get a b", b"put HTTP/1.1", b"GET big.tar -", b"list", b"", b"GETX / HTTP/1.1"])
