@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -146,6 +147,15 @@ class Daemon:
         self.process.kill()
         self.wait(-signal.SIGKILL)
 
+    def kill_all(self) -> None:
+        """End it and all of its processes, as `kill -9` of its group or a crash of the machine would."""
+        assert self.process is not None
+        self.note_family()
+        for process in self._family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.wait(-signal.SIGKILL)
+
     def restart(self) -> None:
         """Stop and start it."""
         self.stop()
@@ -175,6 +185,15 @@ class Daemon:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+    def resources(self) -> dict[str, int]:
+        """How many processes it has, and what they hold together."""
+        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        return {
+            "processes": len(family),
+            "descriptors": sum(process.num_fds() for process in family),
+            "threads": sum(process.num_threads() for process in family),
+        }
 
     def __enter__(self) -> Daemon:
         return self
