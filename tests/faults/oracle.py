@@ -554,9 +554,13 @@ class _Client:
         operation = Operation(self._oracle.number(), "read", (f"{self.group}-*",))
         self._oracle.begin(operation)
         with self._sending(operation):
-            rows = [fields(row) for row in self._wire.ask(f"list {self.group}-*\n".encode())[:-1]]
-        listed = {row["name"] for row in rows if row["status"] == "ready"}
-        assert listed == self.files.keys(), f"{self.group} lists {sorted(listed)} and has {sorted(self.files)}"
+            *lines, final = self._wire.ask(f"list {self.group}-*\n".encode())
+        if code(final) == "OK":
+            rows = [fields(line) for line in lines]
+            listed = {row["name"] for row in rows if row["status"] == "ready"}
+            assert listed == self.files.keys(), f"{self.group} lists {sorted(listed)} and has {sorted(self.files)}"
+        elif not self._oracle.is_faulted:
+            self._oracle.wrong(f"list is answered {final!r}")
         self._oracle.end(operation, "listed")
 
     def _verify(self) -> None:
