@@ -36,6 +36,7 @@ import msgspec
 
 from pfsd import disk
 from pfsd.errors import ConfigError, RegistryDamaged, StorageFailed, StoreUnavailable
+from pfsd.kinds import printable
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,8 @@ class Journal:
         self.generation = generation
         #: How often the journal was synced.
         self.syncs = 0
+        #: Whether `open` cut a torn end off: what it said is not known.
+        self.was_torn = False
         self._log = log_file
         self._sync = sync
         self._failure = ""
@@ -172,7 +175,9 @@ class Journal:
         except BaseException:
             disk.close(fd)
             raise
-        return cls(path, reader.log, reader.header.store, reader.header.generation, sync)
+        journal = cls(path, reader.log, reader.header.store, reader.header.generation, sync)
+        journal.was_torn = reader.cut_off
+        return journal
 
     @property
     def store_id(self) -> bytes:
@@ -389,6 +394,7 @@ class _Reader:
         self.file_size = disk.size(fd)
         self.visit = visit
         self.header: _Header
+        self.cut_off = False
 
     def run(self) -> None:
         """Visit lines until the end of the file or the first one that does not fit."""
@@ -447,10 +453,25 @@ class _Reader:
             raise self._damaged(reason, plausible=_count_plausible(rest, self.log.seq))
         if b"\n" not in rest and self._take([rest]):
             disk.write_all(self.log.fd, b"\n")  # the only byte that is missing
+        elif b"\n" not in rest and self._take([rest[:-1]]):
+            self._mend_lf(rest[-1])
         else:
             self._cut_off(rest[:MAX_TORN], length, sync)
         if sync:
             disk.fdatasync(self.log.fd)
+
+    def _mend_lf(self, wrong: int) -> None:
+        """Put the LF back in place of the one wrong byte behind the last line: the line is whole, and was answered."""
+        at = self.log.size - 1
+        disk.truncate(self.log.fd, at)  # dying here leaves a line that only lacks its LF
+        disk.write_all(self.log.fd, b"\n")
+        log.warning(
+            "%s: the byte at %d was 0x%02x instead of the LF of line %d; it is mended, and no record is lost",
+            self.path,
+            at,
+            wrong,
+            self.log.seq,
+        )
 
     def _cut_off(self, torn: bytes, length: int, sync: bool) -> None:
         aside = _torn_path(self.path)
@@ -474,6 +495,7 @@ class _Reader:
             self.log.seq - 1,
             aside,
         )
+        self.cut_off = True
 
     def _zeros(self, start: int) -> bool:
         """Whether the file is all zeros from here on."""
@@ -488,7 +510,7 @@ class _Reader:
             rest = _read(self.log.fd, self.log.size, min(self.file_size - self.log.size, LOOK_BEHIND))
             plausible = _count_plausible(rest, self.log.seq)
         return RegistryDamaged(
-            f"{self.path}: damaged in line {self.log.seq + 1} at byte {self.log.size}: {reason}. "
+            f"{self.path}: damaged in line {self.log.seq + 1} at byte {self.log.size}: {printable(reason)}. "
             f"{max(0, self.log.seq - 1)} good records are before it, {plausible} plausible ones after it. " + _WHAT_NOW,
             path=self.path,
             line=self.log.seq + 1,
@@ -538,7 +560,7 @@ def _why_damage(rest: bytes, length: int, good: _Log, zeros: bool) -> str:
     if length > MAX_TORN:
         return f"{length} bytes do not fit, more than a crash can leave"
     line, ended, _ = rest.partition(b"\n")
-    if ended and not _has_lost_sector(line, good.size):
+    if ended and not _has_lost_sector(line + ended, good.size):
         return "the line is complete, but does not fit"
     return ""
 
@@ -568,7 +590,7 @@ def _number(line: bytes) -> int:
 
 
 def _has_lost_sector(line: bytes, offset: int) -> bool:
-    """Whether a piece of the line that lies in one disk sector is all zeros: it never reached the disk."""
+    """Whether a piece of the line, LF and all, that lies in one disk sector is zeros: it never reached the disk."""
     first = SECTOR - offset % SECTOR
     edges = [0, *range(first, len(line), SECTOR), len(line)]
     return any(start < end and not any(line[start:end]) for start, end in pairwise(edges))
