@@ -16,7 +16,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from itertools import count
@@ -47,8 +47,9 @@ from pfsd.journal import Journal
 from pfsd.kinds import Address, TcpAddress, UnixAddress
 from pfsd.listening import Listener, open_sockets
 from pfsd.paths import Roots
-from pfsd.registry import Registry
+from pfsd.registry import File, Registry
 from pfsd.session import Session
+from pfsd.spare import Spare
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,6 @@ log = logging.getLogger(__name__)
 #: Descriptors kept for what is neither a client nor a file of one: listening sockets, a newcomer that is turned away, a
 #: compaction, an I/O process that is being replaced.
 SPARE_DESCRIPTORS = 16
-#: Kept back on the disk, so that deletes and compaction work when it is full.
-RESERVE_BYTES = 1 << 20
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
@@ -115,6 +114,7 @@ class Daemon:
         except OSError as error:
             raise StoreUnavailable(f"the store {path} cannot be created: {error.strerror}") from error
         self._lock_fd = disk.lock_exclusive(path / "lock")
+        self._spare = Spare(path)
         self._durable = self._config.durability == "always"
         self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
         self._store_url = f"file:{path}"
@@ -130,7 +130,10 @@ class Daemon:
                     f"{path} is missing, but the store holds packs; put the journal back from a copy, or move "
                     "the packs away to begin with an empty store"
                 )
-            return Journal.create(path, sync=self._durable)
+            try:
+                return Journal.create(path, sync=self._durable)
+            except OSError as error:
+                raise StoreUnavailable(f"{path} cannot be made: {error.strerror}") from error
         return Journal.open(path, self._registry.replay, sync=self._durable)
 
     async def _start_workers(self) -> None:
@@ -159,8 +162,8 @@ class Daemon:
             self._journal,
             self._registry,
             on_failure=self._storage_failed,
-            on_full=self._free_reserve,
-            is_ours=lambda: disk.is_still_at(self._lock_fd, self._config.path / "lock"),
+            on_full=self._disk_is_full,
+            is_ours=lambda: disk.is_at(self._lock_fd, self._config.path / "lock"),
         )
         self._engine = Engine(
             store_id=self._journal.store_id,
@@ -172,6 +175,7 @@ class Daemon:
             roots=Roots(config.roots, forbidden=[config.path]),
             settings=Settings(config.part_size, config.run_parts),
             coding=coding.policy(config.codec, config.level),
+            check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
         self._service = Service(
@@ -188,11 +192,12 @@ class Daemon:
 
     async def _tidy(self) -> None:
         """Finish what the last daemon left: interrupted puts, deletes without unlink, packs of nobody."""
-        self._keep_reserve()
+        swept = self._store.sweep_staged()  # first of all: on a full disk the rest needs the room
+        self._spare.keep()
         interrupted, now = self._registry.interrupted(), time.time_ns()
         dropped = [file for file in interrupted if not resume.is_worth_keeping(self._registry, file, now)]
         if interrupted:
-            await self._committer.commit([records.Drop(file=file.id) for file in dropped])
+            await self._drop(dropped)
             log.info("of %d interrupted puts %d are dropped", len(interrupted), len(dropped))
         orphans = []
         for pack, size in self._store.list():
@@ -210,10 +215,15 @@ class Daemon:
         freed = await asyncio.to_thread(self._store.delete, orphans)
         for file in self._registry.deleting():
             await self._engine.remove(file)
-        swept = self._store.sweep_staged()
         self._reclaimer.note([])
         if swept or orphans:
             log.info("swept %d unfinished and %d unused packs, %d bytes", swept, len(orphans), freed)
+
+    async def _drop(self, interrupted: Sequence[File]) -> None:
+        try:
+            await self._committer.commit([records.Drop(file=file.id) for file in interrupted])
+        except RequestError as error:
+            log.warning("interrupted puts are dropped only at the next start: %s", error)
 
     # --- listening ---
 
@@ -267,23 +277,13 @@ class Daemon:
             return "stopping"
         if self._committer.failed:
             return "readonly"
-        try:
-            return "full" if disk.free_space(self._config.path) < 2 * RESERVE_BYTES else "ready"
-        except OSError:  # the store is gone
-            return "readonly"
+        return self._spare.state()
 
-    def _keep_reserve(self) -> None:
-        with suppress(OSError):  # on a full disk it stays away until there is room
-            disk.preallocate(self._config.path / "reserve", RESERVE_BYTES)
-
-    def _free_reserve(self) -> bool:
+    def _disk_is_full(self) -> bool:
         """Give the reserve to the journal; whether there was one."""
-        try:
-            disk.unlink(self._config.path / "reserve")
-        except OSError:
+        if not self._spare.give_up():
             return False
         log.warning("the disk is full: the reserve goes to the journal, so that deletes still work")
-        asyncio.get_running_loop().call_later(60, self._keep_reserve)
         return True
 
     def _storage_failed(self, error: BaseException) -> None:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -155,6 +156,14 @@ def file_size(path: AnyPath) -> int:
     return os.lstat(path).st_size
 
 
+def is_at(fd: int, path: AnyPath) -> bool:
+    """Whether an open file is still what has this name."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
 def remove_tree(path: AnyPath) -> None:
     """Remove a directory with all in it, as far as that is possible."""
     shutil.rmtree(path, ignore_errors=True)
@@ -171,8 +180,8 @@ def lock_exclusive(path: AnyPath) -> int:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        with suppress(OSError):  # only for people: a full disk may have no room for it
+            os.ftruncate(fd, os.pwrite(fd, b"%d\n" % os.getpid(), 0))
     except BlockingIOError:
         holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
@@ -183,18 +192,23 @@ def lock_exclusive(path: AnyPath) -> int:
     return fd
 
 
-def is_still_at(fd: int, path: AnyPath) -> bool:
-    """Whether an open file is the one that is found under `path` now."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except OSError:
-        return False
+class Room(NamedTuple):
+    """What can still be written on a file system without being root."""
+
+    bytes: int
+    #: That can be made.
+    files: int
+    read_only: bool
 
 
-def free_space(path: AnyPath) -> int:
-    """Bytes that can still be written on the file system of `path` without being root."""
-    room = os.statvfs(path)
-    return room.f_bavail * room.f_frsize
+def room(path: AnyPath) -> Room:
+    """The room on the file system of `path`; some do not count what they have, and then there is always enough."""
+    found = os.statvfs(path)
+    return Room(
+        found.f_bavail * found.f_frsize if found.f_blocks else sys.maxsize,
+        found.f_favail if found.f_files else sys.maxsize,
+        bool(found.f_flag & os.ST_RDONLY),
+    )
 
 
 def preallocate(path: AnyPath, nbytes: int) -> None:

@@ -206,6 +206,7 @@ class Journal:
         nothing ever will be again. ValueError: not an object, or too long; nothing was written.
         """
         self._check()
+        self._check_place()
         try:
             self._log.write(objects)
         except OSError:
@@ -225,7 +226,7 @@ class Journal:
 
     def is_in_place(self) -> bool:
         """Whether the next start would find what is written here."""
-        return disk.is_still_at(self._log.fd, self.path)
+        return disk.is_at(self._log.fd, self.path)
 
     def close(self) -> None:
         """Close the file. Everything is on the disk already."""
@@ -236,6 +237,11 @@ class Journal:
     def _check(self) -> None:
         if self._failure:
             raise StorageFailed(self._failure)
+
+    def _check_place(self) -> None:
+        # Removed, replaced, or its file system taken away: what is written now would not be found at the next start.
+        if not self.is_in_place():
+            self._fail("finding", OSError(errno.ESTALE, ""))
 
     def _sync_or_fail(self) -> None:
         # A failed sync must never be tried again: the kernel has marked the pages clean, and the next sync
@@ -263,6 +269,7 @@ class Journal:
 
     def _adopt(self, compaction: Compaction, log_file: _Log) -> None:
         self._check()
+        self._check_place()
         disk.rename(_new_path(self.path), self.path)
         old, self._log = self._log, log_file
         self.generation += 1

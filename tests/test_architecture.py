@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
-    {"packs", "records", "config", "verbs", "paths"},
+    {"packs", "records", "config", "verbs", "paths", "spare"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
     {"work"},
@@ -44,7 +44,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables",
+    "measure", "tables", "spare",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {

@@ -88,6 +88,8 @@ class Engine:
     _pins: Counter[int] = field(default_factory=Counter)
     _unpinned: dict[int, asyncio.Event] = field(default_factory=dict)
     _background: set[asyncio.Task[int]] = field(default_factory=set)
+    #: NoSpace unless something of at least so many stored bytes can fit on the disk.
+    check_room: Callable[[int], None] = lambda size: None
     #: Called with packs in which something has died.
     on_waste: Callable[[Iterable[int]], None] = lambda packs: None
 

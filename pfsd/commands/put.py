@@ -89,7 +89,8 @@ class Storing:
     async def __aenter__(self) -> Storing:
         self._engine.claim(self._name, self._replace)
         try:
-            interrupted = self._engine.registry.storing(self._name) is not None
+            interrupted = self._engine.registry.storing(self._name)
+            self._check_room(interrupted.size if interrupted else 0)
             earlier = await finish(self._take_up()) if interrupted else None
         except BaseException:
             self._engine.disclaim(self._name)
@@ -114,6 +115,11 @@ class Storing:
             if self._shared_pack is not None:
                 self._engine.shared.release(self._shared_pack, given_up=not self._committed)
             self._engine.disclaim(self._name)
+
+    def _check_room(self, kept: int) -> None:
+        """NoSpace before anything is stored, if that is certain; how far content shrinks is not known beforehand."""
+        raw = self._engine.coding.choose().codec == "none"
+        self._engine.check_room(max(0, (self._size or 0) - kept) if raw else 0)
 
     async def _take_up(self) -> Kept | None:
         # What comes over a connection comes from a place on, not into gaps.

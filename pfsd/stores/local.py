@@ -57,8 +57,9 @@ class LocalStore:
         #: Directories of packs whose own entry is known to be durable. Not those that were found: the daemon
         #: that made them may have died before it synced their parent.
         self._durable_dirs: set[Path] = set()
-        for directory in (path, self._packs, self._tmp, self._own_tmp):
+        for directory in (path, self._packs, self._tmp):
             disk.make_dir(directory)
+        self._make_own_tmp()
 
     # --- writing ---
 
@@ -77,6 +78,16 @@ class LocalStore:
                 disk.unlink(path)
             raise
         return size
+
+    def _make_own_tmp(self) -> None:
+        """A full disk must not keep a daemon from starting, to delete: what others staged goes, and makes room."""
+        try:
+            disk.make_dir(self._own_tmp)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.sweep_staged()
+            disk.make_dir(self._own_tmp)
 
     def publish(self, staged: Sequence[tuple[str, int]]) -> None:
         for token, pack in staged:
