@@ -274,7 +274,7 @@ async def test_nobody_hangs_when_cancelled_tasks_wait_beside_a_dead_process(tmp_
             for pid in workers.pids[:1]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            done, pending = await asyncio.wait(callers, timeout=30)
+            _, pending = await asyncio.wait(callers, timeout=30)
             assert not pending
             assert [caller.result() for caller in callers if not caller.cancelled()] == [1, 2, 4, 5, 7, 8, 10, 11]
             assert workers.busy == 0
