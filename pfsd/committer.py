@@ -78,6 +78,8 @@ class Committer:
         # on one thread.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._compact_thread = ThreadPoolExecutor(1, thread_name_prefix="compact")
+        for thread in (self._thread, self._compact_thread):
+            thread.submit(int)  # started now: later there might be no room for another thread
         self._turn = asyncio.Lock()  # held while what is in the journal and in the registry differs
         self._waiting: list[_Group] = []
         self._writer: asyncio.Task[None] | None = None

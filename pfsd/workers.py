@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 #: A process that has not finished one task by then is stuck: so long, and what the slowest codec and disk take.
 TASK_SECONDS = 120.0
 SLOWEST_BYTES_PER_SECOND = 1 << 20
+#: A process that is not there by then will not come.
+START_SECONDS = 60.0
 
 
 #: How a slot shows that its process died, hangs, or could not be started; tasks themselves return their errors.
@@ -49,7 +51,7 @@ class _Slot:
 
     def start(self) -> int:
         """Start the process (blocking) and return its pid."""
-        pid = self.executor.submit(work.ready).result()
+        pid = self.executor.submit(work.ready).result(START_SECONDS)
         assert isinstance(pid, int)
         return pid
 
@@ -65,7 +67,11 @@ class _Slot:
         """
         self.kill()
         self.executor = self._make_executor()
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()  # half started it might take a task, and never tell
+            raise
 
     def kill(self) -> None:
         """End the process now (blocking until it is gone)."""
@@ -206,9 +212,9 @@ class Workers:
     async def _replace(self, slot: _Slot) -> None:
         try:
             await asyncio.to_thread(slot.replace)
-        except _BROKEN:
+        except _BROKEN as error:
             # The next task on this slot finds it broken and comes here again.
-            log.exception("I/O process %d cannot be started again", slot.number)
+            log.error("I/O process %d cannot be started again: %s", slot.number, error or type(error).__name__)
 
 
 def _show_forkserver_this_pfsd() -> None:

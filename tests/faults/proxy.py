@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import NamedTuple
 
 PIECE_BYTES = 64 << 10
+#: A socket that is closed is let go by the thread that waits for it after this long.
+LET_GO_SECONDS = 0.02
 
 
 class Way(NamedTuple):
@@ -58,6 +60,7 @@ class Proxy:
                 daemon = socket.create_connection(self._target)
                 for sock in (client, daemon):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock.settimeout(LET_GO_SECONDS)
                 self._sockets += [client, daemon]
                 up, down = self._ways
                 self._start(self._pump, client, daemon, up)
@@ -67,13 +70,13 @@ class Proxy:
         left = way.cut
         with suppress(OSError):
             while left is None or left > 0:
-                data = source.recv(PIECE_BYTES if left is None else min(left, PIECE_BYTES))
+                data = _receive(source, PIECE_BYTES if left is None else min(left, PIECE_BYTES))
                 if not data:
                     target.shutdown(socket.SHUT_WR)
                     return
                 for at in range(0, len(data), way.piece):
                     time.sleep(way.delay) if way.delay else None
-                    target.sendall(data[at : at + way.piece])
+                    _send(target, data[at : at + way.piece])
                 left = None if left is None else left - len(data)
             self._end(source, target, way.end)
 
@@ -95,9 +98,22 @@ class Proxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()  # which accepts, so that there are no more sockets than these
         for sock in [self._listener, *self._sockets]:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
         for thread in self._threads:
             thread.join()
+
+
+def _receive(sock: socket.socket, count: int) -> bytes:
+    while True:
+        with suppress(TimeoutError):
+            return sock.recv(count)
+
+
+def _send(sock: socket.socket, data: bytes) -> None:
+    while data:
+        with suppress(TimeoutError):
+            data = data[sock.send(data) :]
