@@ -8,6 +8,7 @@ corpus, as few and as small inputs as reach all of it. Bytes that broke an invar
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ def _run(target: str, seconds: str) -> int:
         smallest.mkdir()
         for at, data in enumerate(sorted(known)):
             (found / f"seed-{at}").write_bytes(data)
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fuzz.one {target} "$0" "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.fuzz.one {target} "$0" "$@"\n')
         program.chmod(0o700)
         for step in (
             [f"-max_total_time={seconds}", "-print_final_stats=1", *LIMITS, found, kept],
