@@ -80,6 +80,7 @@ def test_headers_round_trip(name, numbers, sizes, seq, ids):
     assert packs.MIN_HEADER_BYTES <= len(packed) == 94 + len(name) <= packs.MAX_HEADER_BYTES
 
 
+@pytest.mark.promise("checked")
 def test_every_flipped_bit_and_every_cut_is_noticed():
     packed = packs.pack_header(PartHeader(ORIGIN, 0, 100, 50, "zlib", b"m" * 16))
     for bit in range(len(packed) * 8):
@@ -176,6 +177,7 @@ def test_the_payload_of_a_raw_part_is_not_copied():
     assert packs.encode_part(ORIGIN, 0, data, b"m" * 16, "zstd", 1)[1] is data
 
 
+@pytest.mark.promise("checked")
 def test_every_flipped_bit_of_a_part_is_noticed_or_for_md5_to_see():
     encoded, row = part(b"to be or not to be " * 8, codec="zstd")
     for bit in range(len(encoded) * 8):
@@ -198,6 +200,7 @@ def test_a_part_of_somebody_else_is_refused(wrong):
         decode(encoded, row, **wrong)
 
 
+@pytest.mark.promise("checked")
 @pytest.mark.parametrize(
     "wrong",
     [{"head": 1}, {"size": 1}, {"stored": 1}, {"codec": "zlib"}, {"md5": b"m" * 16}],

@@ -286,6 +286,8 @@ def two_files(daemon: Daemon) -> Daemon:
     return daemon
 
 
+@pytest.mark.promise("checked")
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("how", FIRST_BAD)
 def test_damage_is_an_error_that_names_the_part(two_files: Daemon, how: str) -> None:
     damaged(two_files, how)
@@ -306,6 +308,7 @@ def test_damage_is_an_error_that_names_the_part(two_files: Daemon, how: str) -> 
     assert fields(two_files.ask(b"list b\n")[0])["status"] == "ready"
 
 
+@pytest.mark.promise("checked")
 @pytest.mark.parametrize("how", FIRST_BAD)
 def test_frames_never_carry_bad_bytes(two_files: Daemon, how: str) -> None:
     damaged(two_files, how)
@@ -317,6 +320,7 @@ def test_frames_never_carry_bad_bytes(two_files: Daemon, how: str) -> None:
         assert wire.ask(b"ping\n") == [b"OK ping"]
 
 
+@pytest.mark.promise("checked")
 def test_cat_of_damage_before_the_first_byte_is_an_error_line(two_files: Daemon) -> None:
     damaged(two_files, "missing")
     with two_files.connect() as wire:
@@ -325,6 +329,7 @@ def test_cat_of_damage_before_the_first_byte_is_an_error_line(two_files: Daemon)
         assert wire.at_eof()
 
 
+@pytest.mark.promise("checked")
 def test_cat_of_damage_after_the_first_byte_resets_the_connection(daemon: Daemon) -> None:
     content = noise(40 * PART)
     daemon.ask(b"put - name=long size=%d\n" % len(content) + content)
@@ -335,6 +340,7 @@ def test_cat_of_damage_after_the_first_byte_resets_the_connection(daemon: Daemon
         wire.rest()
 
 
+@pytest.mark.promise("checked")
 @pytest.mark.parametrize("way", ["path", "frames"])
 def test_on_error_zero_saves_the_rest(two_files: Daemon, way: str) -> None:
     damaged(two_files, "flip")
@@ -370,6 +376,7 @@ def test_damage_outside_the_range_is_no_matter(two_files: Daemon) -> None:
     assert content == CONTENT[2 * PART :] and code(final) == "OK"
 
 
+@pytest.mark.promise("checked")
 def test_verify_names_every_bad_part(two_files: Daemon) -> None:
     with two_files.connect() as wire:
         assert wire.ask(b"verify\n") == [b"OK verify files=2 parts=5 bytes=%d" % (SIZE + 5)]
@@ -389,6 +396,7 @@ def test_verify_of_an_unknown_file_reads_nothing(two_files: Daemon) -> None:
     assert code(reply) == "not-found"
 
 
+@pytest.mark.promise("checked")
 def test_damage_is_remembered_and_forgotten_when_the_bytes_are_back(two_files: Daemon) -> None:
     (pack,) = [pack for pack in two_files.packs() if pack.stat().st_size > PART]
     aside = two_files.home / "aside"

@@ -91,7 +91,7 @@ class Storing:
         try:
             interrupted = self._engine.registry.storing(self._name)
             self._check_room(interrupted.size if interrupted else 0)
-            earlier = await finish(self._take_up()) if interrupted else None
+            earlier = await self._take_up() if interrupted else None
         except BaseException:
             self._engine.disclaim(self._name)
             raise
@@ -123,7 +123,8 @@ class Storing:
 
     async def _take_up(self) -> Kept | None:
         # What comes over a connection comes from a place on, not into gaps.
-        return await take_up(self._engine, self._name, self._source, self.part_size, from_start=self._size is None)
+        from_start = self._size is None
+        return await take_up(self._engine, self._name, self._source, self.part_size, self._flow, from_start=from_start)
 
     def _go_on(self, earlier: Kept) -> None:
         self.file_id, self._put_id, self._created = earlier.file, earlier.put, earlier.created
