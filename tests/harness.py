@@ -56,6 +56,7 @@ class Daemon:
         self.ready_lines: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
+        self.prefix: list[str] = []  # of its command line
         self._family: list[psutil.Process] = []
         self._settings = dict(DEFAULTS)
         self.config(**overrides)
@@ -92,7 +93,7 @@ class Daemon:
         """Start the process and do not wait."""
         with (self.home / "stderr").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(SERVER), "--config", str(self.home / "config.yaml")],
+                [*self.prefix, sys.executable, str(SERVER), "--config", str(self.home / "config.yaml")],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
