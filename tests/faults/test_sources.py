@@ -1,4 +1,4 @@
-"""Sources of puts that change, vanish, lie about their size or are endless: stored as they were at one moment, or not."""
+"""Sources of puts that change, vanish, lie about their size or are endless: stored as they once were, or not."""
 
 from __future__ import annotations
 
