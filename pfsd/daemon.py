@@ -152,7 +152,7 @@ class Daemon:
             await self._workers.start()
         except BaseException as error:
             self._workers.kill()
-            if isinstance(error, (BrokenExecutor, OSError)):
+            if isinstance(error, (BrokenExecutor, OSError, EOFError)):
                 raise ProcessesUnavailable(f"the I/O processes cannot be started: {error}") from error
             raise
 

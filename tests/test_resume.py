@@ -372,6 +372,7 @@ def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
     assert is_whole(daemon, content)
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("request_", [b"put big\n", b"put big resume=no\n"])
 def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None:
     written(daemon)
@@ -527,6 +528,7 @@ def test_a_file_of_one_run_has_nothing_to_go_on_from(daemon: Daemon) -> None:
     assert journal(daemon, "put") == []
 
 
+@pytest.mark.promise("whole")
 def test_a_source_that_changes_under_a_put_leaves_nothing(daemon: Daemon) -> None:
     written(daemon)
     wire = until_checkpoint(daemon)

@@ -148,6 +148,7 @@ def _umask() -> int:
     return umask
 
 
+@pytest.mark.promise("target")
 def test_an_existing_target_is_replaced_only_on_demand(stocked: Daemon) -> None:
     target = stocked.root / "existing"
     target.write_bytes(b"precious")
@@ -163,6 +164,7 @@ def test_an_absolute_target_inside_the_roots_is_fine(stocked: Daemon) -> None:
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("replace", [b"", b" replace=yes"])
 @pytest.mark.parametrize("kind", ["directory", "symlink", "dangling", "fifo", "link-out"])
 def test_a_target_that_is_no_file_is_neither_written_through_nor_replaced(
@@ -187,6 +189,7 @@ def test_a_target_that_is_no_file_is_neither_written_through_nor_replaced(
     assert temporaries(stocked.root) == []
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize(
     ("target", "word"),
     [
@@ -217,6 +220,7 @@ def test_targets_that_cannot_be_written(stocked: Daemon, target: str, word: str)
     assert temporaries(stocked.root) == temporaries(stocked.home) == []
 
 
+@pytest.mark.promise("target")
 def test_a_client_that_breaks_off_leaves_no_target(daemon: Daemon) -> None:
     size = 16 << 20
     daemon.ask(b"put - name=big size=%d\n" % size + bytes(size))
@@ -433,6 +437,7 @@ def test_a_file_deleted_while_it_is_read_is_read_to_its_end(daemon: Daemon) -> N
     assert daemon.packs() == []
 
 
+@pytest.mark.promise("whole")
 def test_a_file_replaced_while_it_is_read_is_one_whole_version(daemon: Daemon) -> None:
     old, new = noise(24 << 20, 1), noise(1000, 2)
     daemon.ask(b"put - name=v size=%d\n" % len(old) + old)

@@ -24,7 +24,7 @@ from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
 from pfsd.commands.resume import Kept, key_of_path, missing, take_up
 from pfsd.commands.shared import SmallFile
-from pfsd.errors import Busy, Cancelled, Changed, RequestError
+from pfsd.errors import Busy, Cancelled, Changed, Denied, RequestError, from_os_error
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
 
@@ -353,6 +353,7 @@ async def put_path(
     async with opened(partial(engine.roots.open_source, source), os.close) as fd:
         before = os.fstat(fd)
         size = progress.total = before.st_size
+        _check_honest(fd, size)
         key = key_of_path(fd, before, engine.settings.part_size) if resumable else ""
         async with Storing(engine, name, replace, size, flow, key) as storing:
             progress.bytes = progress.skipped = storing.resumed
@@ -402,6 +403,15 @@ async def _store_run(storing: Storing, seq: int, extents: list[Extent], source: 
 def part_sizes(size: int, part_size: int) -> list[int]:
     """The sizes of the parts that `size` bytes make."""
     return [min(part_size, size - offset) for offset in range(0, size, part_size)]
+
+
+def _check_honest(fd: int, size: int) -> None:
+    """Refuse what claims to be empty and is not, as files of /proc do: it would be stored as empty."""
+    try:
+        if not size and os.pread(fd, 1, 0):
+            raise Denied("the source has content but no size, as files of /proc do; send its content with put -")
+    except OSError as error:
+        raise from_os_error(error, "reading the source") from error
 
 
 def _check_unchanged(before: os.stat_result, after: os.stat_result) -> None:

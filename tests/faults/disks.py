@@ -77,6 +77,10 @@ class Disk:
         room = os.statvfs(self.top)
         return (room.f_blocks - room.f_bfree) * room.f_frsize, room.f_files - room.f_ffree
 
+    def detach(self) -> None:
+        """Take it away from where it is; who has a file of it open keeps that."""
+        subprocess.run(["umount", "-l", str(self.top)], check=True)
+
     def tear_away(self) -> None:
         """What is not on the disk yet is lost, and every call from here on fails."""
         fd = os.open(self.top, os.O_RDONLY)
@@ -124,18 +128,32 @@ def read_only(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Nothing can be made, removed or renamed in the directory `path`, not even by root."""
+    changed = subprocess.run(["chattr", "+i", str(path)], capture_output=True, text=True)
+    if changed.returncode:
+        pytest.skip(f"needs root, and a file system with attributes: {changed.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+
+
+@contextmanager
 def _mounted(top: Path, *how: str) -> Iterator[Disk]:
     top.mkdir(exist_ok=True)
 
     def remount() -> None:
-        subprocess.run(["umount", str(top)], check=True)
+        if os.path.ismount(top):
+            subprocess.run(["umount", str(top)], check=True)
         _mount(str(top), *how)
 
     _mount(str(top), *how)
     try:
         yield Disk(top, remount)
     finally:
-        subprocess.run(["umount", str(top)], check=False)
+        if os.path.ismount(top):
+            subprocess.run(["umount", str(top)], check=False)
         if os.path.ismount(top):
             subprocess.run(["umount", "-l", str(top)], check=True)
 
