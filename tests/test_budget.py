@@ -192,6 +192,7 @@ async def test_equal_commands_are_served_in_order_of_arrival(memory: MemoryBudge
     assert served == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.promise("memory")
 async def test_a_small_request_does_not_overtake_a_big_one_for_ever(memory: MemoryBudget) -> None:
     held = await hold(memory, 50)
     big = waiter(memory, 80)
@@ -273,6 +274,7 @@ async def test_a_waiter_cancelled_after_its_grant_gives_it_back(memory: MemoryBu
     memory.give(await next_one)
 
 
+@pytest.mark.promise("memory")
 async def test_cancelling_at_every_step_loses_no_memory(memory: MemoryBudget) -> None:
     for steps in range(8):
         held = await hold(memory, 70)
@@ -343,6 +345,7 @@ def test_parts_of_whole_pages_do_not_all_begin_in_the_same_cache_lines(size: int
     assert len({extent.offset % mmap.PAGESIZE for extent in extents if extent is not None}) == 8
 
 
+@pytest.mark.promise("memory")
 async def test_many_commands_share_a_small_slab_and_all_come_to_an_end(memory: MemoryBudget) -> None:
     async def command(size: int) -> int:
         flow, got = Flow(), 0

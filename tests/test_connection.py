@@ -6,6 +6,8 @@ import asyncio
 import socket
 from typing import Any, cast
 
+import pytest
+
 from pfsd.connection import MAX_PENDING, Connection
 
 
@@ -44,12 +46,14 @@ def flood(connection: Connection, transport: Transport, data: bytes, most: int) 
     return taken
 
 
+@pytest.mark.promise("memory")
 async def test_a_client_that_sends_at_once_is_stopped_before_anything_is_read() -> None:
     connection, transport = Connection(0, 0), Transport()
     transport.connect(connection)
     assert flood(connection, transport, b"ping\n", 64 << 20) <= MAX_PENDING
 
 
+@pytest.mark.promise("memory")
 async def test_content_is_not_taken_before_there_is_memory_for_it() -> None:
     connection, transport = Connection(0, 0), Transport()
     transport.connect(connection)

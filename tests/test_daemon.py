@@ -36,6 +36,7 @@ def test_the_store_is_private(daemon: Daemon) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
+@pytest.mark.promise("alone")
 def test_a_second_daemon_on_the_store_does_not_start(daemon: Daemon, tmp_path: Path) -> None:
     put(daemon, "a", b"abc")
     link = tmp_path / "link"
@@ -243,6 +244,7 @@ def test_settings_for_new_files_leave_old_ones_readable(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("part_size", [4 << 10, 64 << 10, 1 << 20])
+@pytest.mark.promise("memory")
 def test_the_least_memory_that_is_accepted_is_enough(idle_daemon: Daemon, part_size: int) -> None:
     least = config.least_memory(1, config.worker_overhead("zstd", 1, part_size), part_size)
     idle_daemon.config(memory=least - 1, part_size=part_size, processes=1)
@@ -276,6 +278,7 @@ def test_packs_of_nobody_are_swept_at_the_start(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.promise("stop")
 def test_a_signal_lets_running_requests_finish(daemon: Daemon, number: signal.Signals) -> None:
     with daemon.connect() as upload:
         upload.send(b"put - name=last size=6\nabc")
@@ -309,6 +312,7 @@ def wait_until_refused(daemon: Daemon) -> None:
             return
 
 
+@pytest.mark.promise("stop")
 def test_a_second_signal_does_not_wait(daemon: Daemon) -> None:
     with daemon.connect() as upload:
         upload.send(b"put - name=never size=6\nabc")
@@ -329,6 +333,7 @@ def test_an_idle_daemon_stops_without_a_trace(daemon: Daemon) -> None:
     assert not (daemon.store / "tmp").exists() or daemon.staged() == []
 
 
+@pytest.mark.promise("processes")
 def test_workers_die_with_a_killed_daemon(daemon: Daemon) -> None:
     assert len(daemon.workers()) == 2
     daemon.kill()  # asserts that no child is left
@@ -381,6 +386,7 @@ def test_requests_behind_an_exit_do_not_hold_it_up(idle_daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("second", [b"exit\n", b""])
+@pytest.mark.promise("stop")
 def test_an_exit_goes_on_without_its_client_and_beside_another(idle_daemon: Daemon, second: bytes) -> None:
     idle_daemon.config(stop_timeout=3600)
     idle_daemon.start()
@@ -396,6 +402,7 @@ def test_an_exit_goes_on_without_its_client_and_beside_another(idle_daemon: Daem
     idle_daemon.wait(0)
 
 
+@pytest.mark.promise("stop")
 def test_processes_that_hang_do_not_stop_the_exit(idle_daemon: Daemon) -> None:
     idle_daemon.config(stop_timeout=1)
     idle_daemon.start()

@@ -84,6 +84,7 @@ MAX_LINE = 65536
     ],
     ids=lambda value: repr(value)[:40],
 )
+@pytest.mark.promise("answered")
 def test_wrong_requests_get_one_error_and_the_connection_goes_on(wire: Wire, line: bytes, word: str) -> None:
     wire.send(line + b"\nping\n")
     (reply,) = wire.reply()
@@ -107,6 +108,7 @@ def test_an_unknown_command_names_the_known_ones(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+@pytest.mark.promise("answered")
 def test_the_limit_of_a_line_is_exact(wire: Wire, ending: bytes) -> None:
     for size, word in ((MAX_LINE - 1, "OK"), (MAX_LINE, "OK"), (MAX_LINE + 1, "too-long")):
         wire.send(b"list " + b"a" * (size - 5) + ending)
@@ -114,6 +116,7 @@ def test_the_limit_of_a_line_is_exact(wire: Wire, ending: bytes) -> None:
         assert wire.ask(b"ping" + ending) == [b"OK ping"]
 
 
+@pytest.mark.promise("answered")
 def test_the_tail_of_an_over_long_line_is_not_executed(shared_daemon: Daemon) -> None:
     shared_daemon.ask(b"put - name=victim size=0\n")
     with shared_daemon.connect() as wire:
@@ -129,6 +132,7 @@ def test_an_over_long_line_answers_with_its_tag(wire: Wire) -> None:
     assert wire.ask(b"@t1 ping\n") == [b"@t1 OK ping"]
 
 
+@pytest.mark.promise("answered")
 def test_a_flood_without_an_ending_closes_the_connection(shared_daemon: Daemon) -> None:
     with shared_daemon.connect() as wire:
         wire.send(b"x" * (1 << 20) + b"x")
@@ -137,6 +141,7 @@ def test_a_flood_without_an_ending_closes_the_connection(shared_daemon: Daemon) 
     assert shared_daemon.ask(b"ping\n") == [b"OK ping"]
 
 
+@pytest.mark.promise("answered")
 def test_an_over_long_line_cut_off_by_the_end_of_input(wire: Wire) -> None:
     wire.send(b"list " + b"a" * 100_000)
     wire.half_close()
@@ -145,6 +150,7 @@ def test_an_over_long_line_cut_off_by_the_end_of_input(wire: Wire) -> None:
     assert len(rest) <= 1 and all(code(line) == "usage" for line in rest)
 
 
+@pytest.mark.promise("answered")
 def test_a_line_that_does_not_end_in_time_closes_the_connection(idle_daemon: Daemon) -> None:
     idle_daemon.config(line_timeout=0.2)
     idle_daemon.start()
@@ -169,6 +175,7 @@ def test_an_idle_connection_is_closed(idle_daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     "first", [b"GET / HTTP/1.1", b"POST /x HTTP/1.1", b"OPTIONS * HTTP/1.0", b"CONNECT a:1 HTTP/1.1"]
 )
+@pytest.mark.promise("answered")
 def test_http_is_turned_away_and_nothing_of_it_runs(shared_daemon: Daemon, first: bytes) -> None:
     shared_daemon.ask(b"put - name=prey size=0\n")
     with shared_daemon.connect() as wire:
@@ -178,6 +185,7 @@ def test_http_is_turned_away_and_nothing_of_it_runs(shared_daemon: Daemon, first
     assert code(shared_daemon.ask(b"stat prey\n")[-1]) == "OK"
 
 
+@pytest.mark.promise("answered")
 def test_http_with_an_over_long_first_line_is_turned_away_too(shared_daemon: Daemon) -> None:
     shared_daemon.ask(b"put - name=prey2 size=0\n")
     with shared_daemon.connect() as wire:
@@ -196,6 +204,7 @@ def test_http_with_an_over_long_first_line_is_turned_away_too(shared_daemon: Dae
         b"EHLO localhost\r\n",
     ],
 )
+@pytest.mark.promise("answered")
 def test_other_protocols_get_errors_and_harm_nobody(shared_daemon: Daemon, hello: bytes) -> None:
     with shared_daemon.connect() as wire:
         wire.send(hello)
@@ -208,6 +217,7 @@ def test_other_protocols_get_errors_and_harm_nobody(shared_daemon: Daemon, hello
 # --- too many -----------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("answered")
 def test_one_client_too_many_is_told_so(idle_daemon: Daemon) -> None:
     idle_daemon.config(max_clients=3)
     idle_daemon.start()
@@ -236,6 +246,7 @@ def test_clients_that_come_and_go_at_once_harm_nobody(shared_daemon: Daemon) -> 
     assert code(shared_daemon.ask(b"stat half\n")[-1]) == "not-found"
 
 
+@pytest.mark.promise("memory")
 def test_a_client_that_never_reads_does_not_stop_the_others(daemon: Daemon) -> None:
     size = 8 << 20
     daemon.ask(b"put - name=big size=%d\n" % size + bytes(size))
@@ -249,6 +260,7 @@ def test_a_client_that_never_reads_does_not_stop_the_others(daemon: Daemon) -> N
                 assert len(content) == size and code(final) == "OK"
 
 
+@pytest.mark.promise("memory")
 def test_rows_for_a_client_that_does_not_read_are_not_gathered_in_memory(shared_daemon: Daemon) -> None:
     with Wire(shared_daemon.address, receive_buffer=4096) as lazy:
         lazy.socket.setblocking(False)

@@ -74,6 +74,7 @@ def test_half_close_lets_everything_finish(wire: Wire) -> None:
     assert len(replies) == 4
 
 
+@pytest.mark.promise("answered")
 def test_a_line_cut_off_by_the_end_of_input_is_not_executed(shared_daemon: Daemon) -> None:
     shared_daemon.ask(b"put - name=survivor size=0\n")
     with shared_daemon.connect() as wire:
@@ -176,6 +177,7 @@ def test_exit_shuts_the_daemon_down(daemon: Daemon, unix: bool) -> None:
     assert not daemon.socket_path.exists()
 
 
+@pytest.mark.promise("stop")
 def test_exit_lets_running_requests_finish_and_takes_no_new_ones(daemon: Daemon) -> None:
     with daemon.connect() as upload, daemon.connect() as other, daemon.connect() as leaver:
         upload.send(b"put - name=last size=chunked\nDATA 3\nabc")
@@ -192,6 +194,7 @@ def test_exit_lets_running_requests_finish_and_takes_no_new_ones(daemon: Daemon)
     assert fields(daemon.ask(b"stat last\n")[0])["size"] == "6"
 
 
+@pytest.mark.promise("stop")
 def test_exit_gives_up_what_does_not_finish_in_time(idle_daemon: Daemon) -> None:
     idle_daemon.config(stop_timeout=1)
     idle_daemon.start()

@@ -67,6 +67,7 @@ def wait_for_pipe(task: str, attempt: int) -> str:
 
 
 @pytest.mark.parametrize("deaths", [0, 1, 2])
+@pytest.mark.promise("processes")
 async def test_the_task_of_a_process_that_died_is_done_by_another(tmp_path: Path, deaths: int) -> None:
     async with processes(tmp_path) as workers:
         before = workers.pids
@@ -76,6 +77,7 @@ async def test_the_task_of_a_process_that_died_is_done_by_another(tmp_path: Path
         assert await workers.run(attempt_of, None, Flow(), 1) == 0
 
 
+@pytest.mark.promise("processes")
 async def test_a_task_that_kills_every_process_fails_and_nothing_else_does(tmp_path: Path) -> None:
     async with processes(tmp_path, count=2) as workers:
         doomed = asyncio.ensure_future(workers.run(die_at_first, work.ATTEMPTS, Flow(), 1))
@@ -86,6 +88,7 @@ async def test_a_task_that_kills_every_process_fails_and_nothing_else_does(tmp_p
         assert workers.replaced == work.ATTEMPTS and workers.busy == 0
 
 
+@pytest.mark.promise("processes")
 async def test_a_process_that_hangs_is_replaced_and_its_task_repeated(tmp_path: Path) -> None:
     async with processes(tmp_path, task_seconds=2) as workers:
         (hung,) = workers.pids
@@ -100,6 +103,7 @@ async def test_a_failure_comes_back_as_the_error_it_stands_for(tmp_path: Path) -
         assert caught.value.fields == {"errno": "ENOSPC"} and workers.replaced == 0
 
 
+@pytest.mark.promise("processes")
 async def test_a_cancelled_caller_is_let_go_when_the_process_is_done(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
