@@ -164,6 +164,11 @@ class Journal:
                 reader.run()
             if reader.log.size != reader.file_size:
                 reader.settle_end(sync)
+            if sync:
+                # Who wrote the last lines, or put this file in its place, may have died before he synced that; from
+                # here on it counts.
+                disk.fdatasync(fd)
+                disk.fsync_dir(os.path.dirname(path) or ".")
             with suppress(FileNotFoundError):
                 disk.unlink(_new_path(path))  # of a compaction that was interrupted
         except OSError as error:
@@ -435,7 +440,10 @@ class _Reader:
         return msgspec.json.decode(line, type=_Header)
 
     def settle_end(self, sync: bool) -> None:
-        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged."""
+        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged.
+
+        What is cut off is safe before; that it is cut off, the caller makes durable.
+        """
         start, length = self.log.size, self.file_size - self.log.size
         rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
         reason = _why_damage(rest, length, self.log, self._zeros(start))
@@ -445,8 +453,6 @@ class _Reader:
             disk.write_all(self.log.fd, b"\n")  # the only byte that is missing
         else:
             self._cut_off(rest[:MAX_TORN], length, sync)
-        if sync:
-            disk.fdatasync(self.log.fd)
 
     def _cut_off(self, torn: bytes, length: int, sync: bool) -> None:
         aside = _torn_path(self.path)
