@@ -109,13 +109,13 @@ class Daemon:
     def _open_store(self) -> None:
         """Take the store for this daemon and read its registries."""
         path = self._config.path
+        self._durable = self._config.durability == "always"
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.make_dirs(path, sync=self._durable)
         except OSError as error:
             raise StoreUnavailable(f"the store {path} cannot be created: {error.strerror}") from error
         self._lock_fd = disk.lock_exclusive(path / "lock")
         self._spare = Spare(path)
-        self._durable = self._config.durability == "always"
         self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
         self._store_url = f"file:{path}"
         self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)

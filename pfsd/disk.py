@@ -17,6 +17,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -227,3 +228,17 @@ def preallocate(path: AnyPath, nbytes: int) -> None:
 def make_dir(path: AnyPath) -> None:
     """Create a directory for this user only, unless it is there."""
     Path(path).mkdir(mode=0o700, exist_ok=True)
+
+
+def make_dirs(path: Path, *, sync: bool) -> None:
+    """Create a directory and those above it that are missing; with `sync` its place in them is durable.
+
+    The one that is there may be what somebody made who died before he synced its place.
+    """
+    missing = list(takewhile(lambda directory: not directory.exists(), [path, *path.parents]))
+    there = next((above for above in [path, *path.parents] if above not in missing), path)
+    for directory in [there, *reversed(missing)]:
+        make_dir(directory)
+        if sync:
+            with suppress(PermissionError):  # the directory above is somebody else's, and so was making this one
+                fsync_dir(directory.parent)

@@ -167,6 +167,11 @@ class Journal:
                 reader.run()
             if reader.log.size != reader.file_size:
                 reader.settle_end(sync)
+            if sync:
+                # Who wrote the last lines, or put this file in its place, may have died before he synced that; from
+                # here on it counts.
+                disk.fdatasync(fd)
+                disk.fsync_dir(os.path.dirname(path) or ".")
             with suppress(FileNotFoundError):
                 disk.unlink(_new_path(path))  # of a compaction that was interrupted
         except OSError as error:
@@ -452,7 +457,10 @@ class _Reader:
         return msgspec.json.decode(line, type=_Header)
 
     def settle_end(self, sync: bool) -> None:
-        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged."""
+        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged.
+
+        What is cut off is safe before; that it is cut off, the caller makes durable.
+        """
         start, length = self.log.size, self.file_size - self.log.size
         rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
         reason = _why_damage(rest, length, self.log, self._zeros(start))
@@ -464,8 +472,6 @@ class _Reader:
             self._mend_lf(rest[-1])
         else:
             self._cut_off(rest[:MAX_TORN], length, sync)
-        if sync:
-            disk.fdatasync(self.log.fd)
 
     def _mend_lf(self, wrong: int) -> None:
         """Put the LF back in place of the one wrong byte behind the last line: the line is whole, and was answered."""

@@ -356,7 +356,7 @@ def test_records_behind_a_lost_sector_are_damage(path: str, good: bytes) -> None
 def test_the_repair_is_synced_and_the_torn_bytes_are_safe_first(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good + b"torn")
     replay(path)
-    assert faults.calls == ["write_all", "fdatasync", "fsync_dir", "ftruncate", "fdatasync"]
+    assert faults.calls == ["write_all", "fdatasync", "fsync_dir", "ftruncate", "fdatasync", "fsync_dir"]
 
 
 @pytest.mark.promise("torn")
@@ -394,8 +394,17 @@ def test_a_damaged_last_lf_is_put_back_and_synced(path: str, good: bytes, faults
 def test_a_missing_last_lf_is_put_back_and_synced(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good[:-1])
     assert replay(path) == RECORDS
-    assert faults.calls == ["write_all", "fdatasync"]
+    assert faults.calls == ["write_all", "fdatasync", "fsync_dir"]
     assert Path(path).read_bytes() == good
+
+
+@pytest.mark.promise("durable")
+def test_what_is_found_is_made_durable_before_anyone_relies_on_it(path: str, good: bytes, faults: Faults) -> None:
+    """Who wrote it, or renamed it, may have been killed before he synced that."""
+    assert replay(path) == RECORDS
+    assert faults.calls == ["fdatasync", "fsync_dir"]
+    Journal.open(path, lambda line: None, sync=False).close()
+    assert faults.calls == ["fdatasync", "fsync_dir"]
 
 
 # --- what stands behind a valid checksum ---
