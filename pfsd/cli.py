@@ -120,7 +120,7 @@ def _add_rescue(commands: Any) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             parents=[options],
         )
-        if name == "check":
+        if name in ("check", "repair"):
             command.add_argument("--data", action="store_true", help="read all content and compare it with its MD5")
         elif name == "rebuild":
             command.add_argument("--dry-run", action="store_true", help="only say what would be done")
@@ -186,7 +186,7 @@ def _rescue(arguments: argparse.Namespace) -> int:
             return check.check(settings, report, arguments.data)
         if arguments.command == "rebuild":
             return rebuild.rebuild(settings, report, arguments.dry_run)
-        return repair.repair(settings, report)
+        return repair.repair(settings, report, arguments.data)
     except BrokenPipeError:
         _drop_output()  # whoever read it has seen enough
         return 1

@@ -29,11 +29,11 @@ def check(config: Config, report: Report, data: bool) -> int:
         report.journal(directory, verdict, salvage)
         report.mended(salvage)
         damaged = report.bad_files(salvage.registry, found.bad)
-        report.plan(plan, salvage)
+        report.plan(plan, salvage, "can come back")
         report.packs(directory, found, plan)
         report.leftovers(directory.leftovers())
         _sum_up(report, salvage, found, plan, data)
-        return _advise(report, verdict, damaged, plan)
+        return _advise(report, verdict, damaged, plan, data)
 
 
 def look(
@@ -74,13 +74,11 @@ def _sum_up(report: Report, salvage: Salvage, found: Survey, plan: Plan, data: b
     report.say("summary", message, **facts, unused=len(plan.litter), recoverable=len(plan.entered), data=data)
 
 
-def _advise(report: Report, verdict: Verdict, damaged: int, plan: Plan) -> int:
+def _advise(report: Report, verdict: Verdict, damaged: int, plan: Plan, data: bool) -> int:
     """The next command; the exit code."""
     if verdict.state in ("damaged", "missing"):
         if plan.needs_packs or not verdict.store:
-            report.next(
-                "The daemon will not start on this journal. Make the registries anew from the packs with:", "rebuild"
-            )
+            report.next("The daemon does not start like this. Make the registries anew from the packs with:", "rebuild")
         else:
             report.next("The daemon does not start like this. Mend the journal with:", "repair")
         return DAMAGED
@@ -88,18 +86,20 @@ def _advise(report: Report, verdict: Verdict, damaged: int, plan: Plan) -> int:
         if plan.relocated:
             report.next("Some damaged parts have a sound copy. Use it with:", "rebuild")
         elif plan.damaged:
-            report.next("Mark the damaged parts, so that `list` shows them, with:", "repair")
+            report.next(
+                "Mark the damaged parts, so that `list` shows them, with:", "repair --data" if data else "repair"
+            )
         else:
             report.next(
-                "The damaged parts are marked. With a daemon, `get ... on_error=zero` saves the rest of these files, and "
-                "storing them again with replace=yes mends them:",
+                "The damaged parts are marked. With a daemon, `get ... on_error=zero` saves the rest of these files, "
+                "and storing them again with replace=yes mends them:",
                 "",
             )
         return DAMAGED
     if plan.entered:
         report.next(
-            "All agrees, but for files whose put was not answered, or whose record was cut off at the journal's end. The "
-            "next start of the daemon removes their packs. To keep them, before that:",
+            "All agrees, but for files whose put was not answered, or whose record was cut off at the journal's end. "
+            "The next start of the daemon removes their packs. To keep them, before that:",
             "rebuild",
         )
         return 0

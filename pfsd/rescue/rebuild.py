@@ -35,7 +35,7 @@ def rebuild(config: Config, report: Report, dry_run: bool) -> int:
             )
             return 0
         damaged = report.bad_files(salvage.registry, found.bad)
-        report.plan(plan, salvage)
+        report.plan(plan, salvage, "can come back" if dry_run else "comes back")
         report.packs(directory, found, plan)
         report.cannot_tell(salvage, plan)
         for record in plan.records:

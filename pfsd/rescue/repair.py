@@ -11,8 +11,8 @@ from pfsd.rescue.directory import opened
 from pfsd.rescue.report import Report, counted
 
 
-def repair(config: Config, report: Report) -> int:
-    """Keep the records that can be trusted, mark the parts that are not sound; the exit code.
+def repair(config: Config, report: Report, data: bool) -> int:
+    """Keep the records that can be trusted, mark the parts that are not sound, with `data` by content; the exit code.
 
     Where packs hold files that no record tells of it changes nothing and says so: only rebuild brings them back.
     StoreUnavailable, StorageFailed; the store is then as before, but for packs that were moved.
@@ -28,14 +28,14 @@ def repair(config: Config, report: Report) -> int:
         report.journal(directory, verdict, salvage)
         report.mended(salvage)
         report.say("step", "Comparing the records with the packs ...")
-        found, plan = look(directory, verdict, salvage, config.processes)
+        found, plan = look(directory, verdict, salvage, config.processes, data)
         damaged = report.bad_files(salvage.registry, found.bad)
         sound = verdict.state in ("sound", "torn")
         if not sound and (plan.needs_packs or not verdict.store):
-            report.plan(plan, salvage)
+            report.plan(plan, salvage, "can come back")
             report.next(
-                f"Nothing was changed: rebuild can bring back {counted(len(plan.entered), 'file')} of which no record is "
-                "left; repair would lose them. Type:",
+                f"Nothing was changed: rebuild can bring back {counted(len(plan.entered), 'file')} of which no record "
+                "is left, repair would lose them. Type:",
                 "rebuild",
             )
             return RegistryDamaged.exit_code
@@ -45,7 +45,7 @@ def repair(config: Config, report: Report) -> int:
                 "There is nothing to repair: the journal is sound. Nothing was changed. The daemon can start:", ""
             )
             return 0
-        report.plan(plan, salvage)
+        report.plan(plan, salvage, "can come back")
         report.packs(directory, found, plan)
         report.cannot_tell(salvage, plan)
         for record in marks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pfsd import protocol
@@ -14,10 +14,8 @@ from pfsd.rescue.reconcile import Plan
 from pfsd.rescue.salvage import Salvage
 from pfsd.rescue.survey import Survey
 
-#: Parts of one file that a line for people names.
-SHOWN_PARTS = 4
-#: Packs and leftovers of a kind that are named one by one.
-SHOWN_PACKS = 20
+#: Parts, or stretches of them, of one file that a line for people names.
+SHOWN = 4
 
 
 class Report:
@@ -65,8 +63,10 @@ class Report:
             )
             self.say("journal", message, line=verdict.line, offset=verdict.offset, good=verdict.good, **facts)
             for gap in salvage.gaps:
-                which = f"{gap.first} to {gap.last}" if gap.last is not None else f"{gap.first} and all behind it"
-                self.say("gap", f"lost records: {which}", first=gap.first, last=gap.last)
+                which = f"record {gap.first}" if gap.last is not None else f"record {gap.first} and what is behind it"
+                if gap.last is not None and gap.last > gap.first:
+                    which = f"records {gap.first} to {gap.last}"
+                self.say("gap", f"lost: {which}", first=gap.first, last=gap.last)
 
     def mended(self, salvage: Salvage) -> None:
         """Records that do not fit those before the gap."""
@@ -88,21 +88,21 @@ class Report:
                 | {"size": min(file.part_size, file.size - seq * file.part_size)}
                 for seq in sorted(why)
             ]
-            shown = ", ".join(
-                f"part {part['seq']} at byte {part['offset']} ({part['why']})" for part in parts[:SHOWN_PARTS]
-            )
-            more = f" and {len(parts) - SHOWN_PARTS} more" if len(parts) > SHOWN_PARTS else ""
-            message = f"{called(file_id, file.name)}: {len(parts)} of {file.parts} parts are damaged: {shown}{more}"
+            stretches = [_stretch(same) for same in _alike(parts)]
+            shown = "; ".join(stretches[:SHOWN])
+            more = f"; and {len(stretches) - SHOWN} more such stretches" if len(stretches) > SHOWN else ""
+            message = f"{called(file_id, file.name)}: {len(parts)} of {file.parts} parts are damaged; {shown}{more}"
             self.say("file", message, id=file_id, name=file.name, state="damaged", parts=parts)
             count += 1
         return count
 
-    def plan(self, plan: Plan, salvage: Salvage) -> None:
+    def plan(self, plan: Plan, salvage: Salvage, comes_back: str) -> None:
         """What rebuild does, or could do, file by file."""
         for file, name, size, parts, bad, notes in plan.entered:
             hurt = [f"parts {_numbers(bad)} are damaged"] if bad else []
             rest = "".join(f"; {note}" for note in [*hurt, *notes])
-            message = f"{called(file, name)}: comes back from its packs, {size} bytes in {parts} parts{rest}"
+            much = f"{counted(size, 'byte')} in {counted(parts, 'part')}"
+            message = f"{called(file, name)}: {comes_back} from its packs, {much}{rest}"
             self.say("file", message, id=file, name=name, state="recoverable", size=size, bad=bad, notes=notes)
         for file, count in plan.relocated.items():
             known = salvage.registry.file(file)
@@ -122,8 +122,9 @@ class Report:
     def packs(self, directory: Directory, survey: Survey, plan: Plan) -> None:
         """Packs that are not as they should be."""
         for pack, why in sorted(survey.missing.items()):
+            why = why.removeprefix(f"pack {pack:016x} ")
             aside = f"; it is in {directory.lost}" if directory.is_lost(pack) else ""
-            self.say("pack", f"pack {pack:016x}: {why}{aside}", pack=pack, state="missing")
+            self.say("pack", f"pack {pack:016x} {why}{aside}", pack=pack, state="missing")
         for pack, seen in survey.packs.items():
             for damage in seen.damage:
                 message = f"pack {pack:016x}: {damage.length} bytes at {damage.offset} are no part"
@@ -148,8 +149,8 @@ class Report:
             return
         self.say(
             "note",
-            "What only lost records said cannot be known: a file may have an older name, one that was deleted may be back, "
-            "and ids of parts may be new.",
+            "What only lost records said cannot be known: a file may have an older name, one that was deleted may be "
+            "back, and ids of parts may be new.",
         )
 
     def next(self, message: str, command: str) -> None:
@@ -168,13 +169,31 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def _alike(parts: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Consecutive parts of which the same is said."""
+    alike: list[dict[str, Any]] = []
+    for part in parts:
+        if alike and (part["seq"], part["why"]) != (alike[-1]["seq"] + 1, alike[-1]["why"]):
+            yield alike
+            alike = []
+        alike.append(part)
+    if alike:
+        yield alike
+
+
+def _stretch(parts: Sequence[dict[str, Any]]) -> str:
+    first, last = parts[0], parts[-1]
+    which = f"part {first['seq']}" if first is last else f"parts {first['seq']} to {last['seq']}"
+    return f"{which}, bytes {first['offset']} to {last['offset'] + last['size'] - 1}, {first['why']}"
+
+
 def _marked(registry: Registry) -> list[int]:
     return [file.id for file in registry.damaged()]
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:SHOWN_PARTS]))
-    return shown + (f" and {len(numbers) - SHOWN_PARTS} more" if len(numbers) > SHOWN_PARTS else "")
+    shown = ", ".join(map(str, numbers[:SHOWN]))
+    return shown + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")
 
 
 def _is_text(name: bytes) -> bool:

@@ -61,7 +61,7 @@ def trusted(lines: Iterable[bytes]) -> Iterator[Line]:
     """The lines, of all between LFs, that can be trusted; their numbers ascend. UNTRUSTED_END if others follow."""
     seeds = {0}  # what the checksum of the next line may continue
     held: list[_Held] = []
-    last, good = -1, True
+    last, before_it, good = -1, -1, True  # numbers of the last trusted line, and of the one before this
     for line in _unjoined(lines):
         body, own = journal.split_checksum(line)
         continued = {crc32(body, seed): seed for seed in seeds}
@@ -69,15 +69,18 @@ def trusted(lines: Iterable[bytes]) -> Iterator[Line]:
         good = own in continued and seq > last
         if own is not None and good:
             for before in held:
-                if before.crc == continued[own] and last < before.seq < seq:
+                if before.crc == continued[own] and last < before.seq == seq - 1:
                     yield Line(before.seq, before.json)
             yield Line(seq, line)
-            seeds, held, last = {own}, [], seq
+            seeds, held, last, before_it = {own}, [], seq, seq
             continue
-        # Either its own checksum is damaged, or, with nothing to continue, only the next line can tell.
-        held = [_Held(journal.number_of(body + b"}"), body + b"}", crc) for crc in continued if crc != own]
-        if own is not None and not seeds:
+        # Either its own checksum is damaged; or the line that it continues is gone, and only the next one can tell.
+        content = body + b"}"
+        number = journal.number_of(content)
+        held = [_Held(number, content, crc) for crc in continued if crc != own and number > last]
+        if own is not None and (not seeds or seq > before_it + 1 > 0):
             held.append(_Held(seq, line, own))
+        before_it = seq
         seeds = {before.crc for before in held} | ({own} if own is not None else set())
     if not good:
         yield UNTRUSTED_END
