@@ -121,8 +121,8 @@ class Daemon:
         if not disk.exists(path):
             if next(iter(self._store.list()), None) is not None:
                 raise RegistryDamaged(
-                    f"{path} is missing, but the store holds packs. Put the journal back from a copy, or let `python "
-                    "server.py rebuild`, with the same --config, make it anew from the packs; `check` tells more"
+                    f"{path} is missing, but the store holds packs: `python server.py rebuild`, with its --config, "
+                    "makes it anew from them"
                 )
             return Journal.create(path, sync=self._durable)
         return Journal.open(path, self._registry.replay, sync=self._durable)

@@ -70,7 +70,10 @@ class Directory:
             elif name not in _OWN:
                 yield name, "not of pfsd"
         if disk.exists(self.lost) and (count := sum(1 for _ in disk.entries(self.lost))):
-            yield "lost/", f"{count} of the packs, which rebuild or repair moved aside"
+            yield (
+                "lost/",
+                f"{count} packs of no file, which rebuild or repair kept; nothing needs them while all is well",
+            )
         yield from self._staged()
         yield from self._foreign()
 

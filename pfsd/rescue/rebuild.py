@@ -63,6 +63,12 @@ def _sum_up(report: Report, salvage: Salvage, plan: Plan, damaged: int, dry_run:
         message += f"; {counted(len(plan.incomplete), 'file')} could not come back"
     facts = {"files": registry.files_ready, "entered": len(plan.entered), "damaged": damaged}
     report.say("summary", message, **facts, incomplete=len(plan.incomplete), lost_packs=len(plan.lost))
+    if plan.incomplete:
+        report.say(
+            "note",
+            "If packs that are missing turn up: put them and those in lost/ into packs/ again, the old journal in "
+            "place of the new one, and type rebuild again.",
+        )
     if dry_run:
         report.next("Nothing was changed. To do all this:", "rebuild")
     else:

@@ -124,7 +124,7 @@ def reconcile(salvage: Salvage, survey: Survey) -> Plan:
     part_ids = count(registry.next_part)
     found = list(_complete_files(salvage, survey, plan))
     repaired = dict(_repaired_files(salvage, survey, plan))
-    _settle_names(found, salvage, plan)
+    _settle_names(found, salvage, survey, plan)
     dropped = _dropped(salvage, found, plan)
     paused = _paused(registry, found, repaired, dropped)
 
@@ -311,22 +311,25 @@ def _stored_anew(
 # --- names, and what is being stored ------------------------------------------------------------
 
 
-def _settle_names(found: list[_Candidate], salvage: Salvage, plan: Plan) -> None:
-    """Of files with one name, the newest keeps it."""
+def _settle_names(found: list[_Candidate], salvage: Salvage, survey: Survey, plan: Plan) -> None:
+    """Of files with one name, the newest keeps it; but what was perhaps never answered takes none from a sound file."""
     registry = salvage.registry
     taken: dict[bytes, _Candidate] = {}
     for one in sorted(found, key=lambda one: (one.certain, one.created, one.file), reverse=True):
         holder = registry.find(one.name)
         if one.name in taken:
             _give_spare_name(one, taken[one.name].file, registry, taken)
-        elif holder is not None and (
-            not one.certain or salvage.whole or (holder.created, holder.id) > (one.created, one.file)
-        ):
+        elif holder is not None and not _gives_way(holder, one, salvage.whole and holder.id not in survey.bad):
             _give_spare_name(one, holder.id, registry, taken)
         elif holder is not None:
             spare = spare_name(one.name, holder.id, lambda name: registry.name_taken(name) or name in taken)
             plan.renamed[holder.id] = spare
         taken[one.name] = one
+
+
+def _gives_way(holder: File, one: _Candidate, holder_is_sound: bool) -> bool:
+    newer = (one.created, one.file) > (holder.created, holder.id)
+    return newer and one.certain and not holder_is_sound
 
 
 def _give_spare_name(one: _Candidate, other: int, registry: Registry, taken: dict[bytes, _Candidate]) -> None:
@@ -419,7 +422,7 @@ def _why_lost(seen: Seen, has_parts: bool) -> str:
     if seen.unreadable:
         return seen.unreadable
     if has_parts:
-        return "it holds parts of a file that is not complete"
+        return "what they hold are parts of a file that is not complete"
     if seen.strangers:
-        return "it holds parts of another store"
-    return "it is damaged, and what was there cannot be told"
+        return "what they hold are parts of another store"
+    return "they are damaged, and nobody can tell what was there"

@@ -33,11 +33,9 @@ def repair(config: Config, report: Report, data: bool) -> int:
         sound = verdict.state in ("sound", "torn")
         if not sound and (plan.needs_packs or not verdict.store):
             report.plan(plan, salvage, "can come back")
-            report.next(
-                f"Nothing was changed: rebuild can bring back {counted(len(plan.entered), 'file')} of which no record "
-                "is left, repair would lose them. Type:",
-                "rebuild",
-            )
+            can = f"rebuild can bring back {counted(len(plan.entered), 'file')} of which no record is left"
+            why = f"{can}, and repair would lose them" if plan.entered else "only rebuild can use what the packs tell"
+            report.next(f"Nothing was changed: {why}. Type:", "rebuild")
             return RegistryDamaged.exit_code
         marks = [record for record in plan.records if isinstance(record, Damage | Drop | Ids)]
         if sound and not plan.damaged:

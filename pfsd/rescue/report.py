@@ -134,9 +134,12 @@ class Report:
             if seen.strangers:
                 message = f"pack {pack:016x}: holds {seen.strangers} parts of another store, which are left alone"
                 self.say("pack", message, pack=pack, state="foreign")
-        for pack, why in plan.lost.items():
-            message = f"pack {pack:016x}: no file can use it; rebuild and repair move it to lost/, since {why}"
-            self.say("pack", message, pack=pack, state="lost")
+        for why in sorted(set(plan.lost.values())):
+            moved = [pack for pack, because in plan.lost.items() if because == why]
+            named = ", ".join(f"{pack:016x}" for pack in moved[:SHOWN])
+            more = f" and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
+            message = f"{counted(len(moved), 'pack')} of no file, to be kept in lost/, since {why}: {named}{more}"
+            self.say("pack", message, packs=moved, state="lost", why=why)
 
     def leftovers(self, found: Iterable[tuple[str, str]]) -> None:
         """Files that are neither journal nor packs."""

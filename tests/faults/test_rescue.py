@@ -282,6 +282,36 @@ def test_what_a_readable_record_deleted_does_not_come_back(store: Store) -> None
     assert store.check()[0] == 65
     assert store.rebuild()[0] == 0
     assert store.now() == store.files
+    assert [file.name for file in store.registry().interrupted()] == [b"cut"], "what can be resumed stays so"
+
+
+@pytest.mark.promise("rebuilt")
+def test_an_old_copy_of_the_journal_and_the_packs_make_all_that_was_stored_since(store: Store) -> None:
+    """And newer files have their names, where the pack of the older one is gone with its record."""
+    lines = store.journal.read_bytes().splitlines(keepends=True)
+    s7 = next(at for at, line in enumerate(lines) if b'"name":"s7"' in line)
+    store.journal.write_bytes(b"".join(lines[: s7 + 1]))
+    result, said = store.check()
+    assert result == 0 and command_to_type(said) == "server.py rebuild"
+    assert store.rebuild()[0] == 0
+    now = store.now()
+    assert {file: facts[1:] for file, facts in now.items() if file in store.files} == {
+        file: facts[1:] for file, facts in store.files.items()
+    }
+    taken = named(store, b"s7")
+    assert now[taken][0] in (b"s7", b"s7~rebuilt-%d" % taken)
+
+
+def test_what_else_lies_in_the_store_is_told(store: Store) -> None:
+    (store.path / "packs" / "00000" / "no\npack").write_bytes(b"")
+    (store.path / "journal.torn-1").write_bytes(b"")
+    (store.path / "tmp" / "old").mkdir()
+    (store.path / "tmp" / "old" / "1.0").write_bytes(b"")
+    (store.path / "other").mkdir()
+    result, said = store.check()
+    told = {str(one["path"]) for one in said if one["type"] == "leftover"}
+    assert result == 0 and told == {"packs/00000/no\npack", "journal.torn-1", "tmp/old", "other"}
+    assert run_server(store, "check").stdout.count('"packs/00000/no\\npack"') == 1, "on one line, escaped"
 
 
 @pytest.mark.promise("rebuilt")
