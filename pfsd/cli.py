@@ -81,7 +81,50 @@ def _server_parser() -> argparse.ArgumentParser:
         help="content to sample, also directories (what is under the roots)",
     )
     bench.set_defaults(run=_bench)
+    _add_rescue(commands)
     return parser
+
+
+_RESCUE = """\
+For a store that no daemon uses; while one runs, its clients' `verify` reads and checks content. The last line of output
+is what to type next. docs/recovery.md explains all three.
+"""
+_RESCUE_CODES = """
+examples:
+  python server.py check                 is all well? headers and journal; seconds
+  python server.py check --data          the same, and reads every byte
+  python server.py rebuild --dry-run     what would come back; changes nothing
+  python server.py rebuild               make the registries anew from packs and journal
+  python server.py repair                mend a journal that is damaged in its middle, mark damaged parts
+
+Exit codes: 0 all agrees, or done; 65 something is damaged, or only rebuild can help; 73 no store, or a daemon has it;
+74 the disk failed; 78 bad configuration.
+"""
+
+
+def _add_rescue(commands: Any) -> None:
+    """The commands for bad days."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=f"({DEFAULT_CONFIG})")
+    options.add_argument("--json", action="store_true", help="print JSON Lines")
+    for name, what, more in (
+        ("check", "say what of a store is damaged", "Changes nothing."),
+        ("rebuild", "make the registries anew from the packs", "Keeps the old journal, and removes nothing."),
+        ("repair", "mend a damaged journal", "Keeps the old journal, and removes nothing."),
+    ):
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what.capitalize()}. {more}\n{_RESCUE}",
+            epilog=_RESCUE_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[options],
+        )
+        if name in ("check", "repair"):
+            command.add_argument("--data", action="store_true", help="read all content and compare it with its MD5")
+        elif name == "rebuild":
+            command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        command.set_defaults(run=_rescue, command=name)
 
 
 def _seconds(text: str) -> float:
@@ -121,6 +164,32 @@ def _bench(arguments: argparse.Namespace) -> int:
     else:
         print(advise.report(machine, advice))
     return 0
+
+
+def _rescue(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from pfsd import config
+    from pfsd.rescue import check, rebuild, repair
+    from pfsd.rescue.report import Report
+
+    def typed(command: str) -> str:
+        words = ["python", "server.py", *command.split()]
+        if arguments.config != DEFAULT_CONFIG:
+            words += ["--config", str(arguments.config)]
+        return shlex.join(words)
+
+    settings = config.load(arguments.config, os.environ)
+    report = Report(arguments.json, print, typed)
+    try:
+        if arguments.command == "check":
+            return check.check(settings, report, arguments.data)
+        if arguments.command == "rebuild":
+            return rebuild.rebuild(settings, report, arguments.dry_run)
+        return repair.repair(settings, report, arguments.data)
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has seen enough
+        return 1
 
 
 def _hold_standard_streams() -> None:

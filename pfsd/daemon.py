@@ -127,8 +127,8 @@ class Daemon:
         if not disk.exists(path):
             if next(iter(self._store.list()), None) is not None:
                 raise RegistryDamaged(
-                    f"{path} is missing, but the store holds packs; put the journal back from a copy, or move "
-                    "the packs away to begin with an empty store"
+                    f"{path} is missing, but the store holds packs: `python server.py rebuild`, with its --config, "
+                    "makes it anew from them"
                 )
             try:
                 return Journal.create(path, sync=self._durable)

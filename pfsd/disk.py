@@ -124,6 +124,11 @@ def rename(old: AnyPath, new: AnyPath) -> None:
     os.rename(old, new)
 
 
+def link(old: AnyPath, new: AnyPath) -> None:
+    """Give a file a second name, which must be free."""
+    os.link(old, new, follow_symlinks=False)
+
+
 def unlink(path: AnyPath) -> None:
     """Remove a name."""
     os.unlink(path)

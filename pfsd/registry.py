@@ -502,6 +502,10 @@ class Registry:
         """The files being stored: after a replay, those whose put was cut short."""
         return list(self._storing.values())
 
+    def damaged(self) -> list[File]:
+        """The files that have parts known to be bad."""
+        return [file for file in map(self._files.get, self._bad) if file is not None]
+
     def deleting(self) -> list[File]:
         """The deleted files whose packs have not been reported removed."""
         return list(self._deleting.values())
@@ -778,9 +782,11 @@ class Snapshot:
     def _generate(self, ids: Ids, deleting: Sequence[int], storing: Sequence[int]) -> Generator[Record, None, None]:
         # Deleted files first: each has its old name for a moment, which another file may have now. Files
         # being stored last: they reserve names which others may still have.
+        # The end is marked by the same record again, so that a reader knows that no file is missing.
         yield ids
         for found in chain(self._those(deleting), self._readable(), self._those(storing)):
             yield from self._registry._records_of(*found)
+        yield ids
         self._detach()
 
     def _those(self, file_ids: Sequence[int]) -> Iterator[_Kept]:

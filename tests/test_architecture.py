@@ -18,6 +18,13 @@ LAYERS = [
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
     {"work"},
+    {"rescue"},
+    {"rescue.salvage"},
+    {"rescue.survey", "rescue.directory"},
+    {"rescue.reconcile"},
+    {"rescue.report", "rescue.rewrite"},
+    {"rescue.check"},
+    {"rescue.rebuild", "rescue.repair"},
     {"workers", "budget", "committer", "gather", "measure"},
     {"commands"},
     {"commands.shared"},
@@ -44,7 +51,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "spare",
+    "measure", "tables", "spare", "rescue.salvage", "rescue.survey", "rescue.directory", "rescue.reconcile",
+    "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild", "rescue.repair",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -118,7 +126,14 @@ def test_the_client_side_knows_only_the_wire(name: str) -> None:
 HARMLESS = {"fspath", "strerror", "PathLike", "path", "isabs", "join", "dirname", "basename", "fsencode", "fsdecode"}
 
 
-@pytest.mark.parametrize("name", ["journal", "stores.local", "committer", "registry"])
+#: All that touches store and journal does it there.
+ON_DISK = [
+    "journal", "stores.local", "committer", "registry", "rescue.survey", "rescue.directory", "rescue.rewrite",
+    "rescue.check", "rescue.rebuild", "rescue.repair", "rescue.report", "rescue.salvage", "rescue.reconcile",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_DISK)
 def test_store_and_journal_touch_the_disk_in_one_place(name: str) -> None:
     tree = ast.parse(modules()[name].read_text())
     used = {

@@ -284,7 +284,7 @@ def test_the_refusal_says_where_how_much_and_what_now(path: str, good: bytes) ->
     assert caught.value.exit_code == 65
     assert path in message and f"line 11 at byte {offset}" in message
     assert "9 good records are before it, 14 plausible ones after it" in message
-    assert "copy" in message
+    assert "server.py check" in message
 
 
 # --- what a crash may leave at the end ---

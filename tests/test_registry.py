@@ -503,7 +503,7 @@ def test_a_snapshot_splits_big_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry_module, "INLINE_PARTS", 4)
     registry = made(ready(1, b"a", run(1, 0, [100] * 3), run(2, 3, [100] * 2)), ready(2, b"b", run(3, 0, [100] * 4)))
     kinds = [type(record) for record in registry.snapshot()]
-    assert kinds == [Ids, Put, Parts, Parts, Ready, Ready]
+    assert kinds == [Ids, Put, Parts, Parts, Ready, Ready, Ids]
     assert state(replayed(registry.snapshot())) == state(registry)
 
 
