@@ -167,7 +167,8 @@ def _complete_files(salvage: Salvage, survey: Survey, plan: Plan) -> Iterator[_C
         if _is_gone(salvage, file_id):
             continue
         file = salvage.registry.file(file_id)
-        if file is not None and (file.status is not Status.STORING or salvage.whole):
+        resumable = file is not None and salvage.whole and salvage.registry.source(file_id) is not None
+        if file is not None and (file.status is not Status.STORING or resumable):
             continue  # known; or an interrupted put, as it should be
         groups = _groups(survey.loose.get(file_id, []))
         made = [found for group in groups or [[]] if (found := _complete(salvage, survey, file_id, file, group))]
@@ -182,8 +183,6 @@ def _complete_files(salvage: Salvage, survey: Survey, plan: Plan) -> Iterator[_C
 
 def _unfinished(salvage: Salvage) -> set[int]:
     """Files that records begin with, but that are not entered, where records are lost."""
-    if salvage.whole:
-        return set()
     kept = {file.id for file in salvage.registry.interrupted() if salvage.registry.source(file.id) is None}
     return kept | set(salvage.unfinished)
 
