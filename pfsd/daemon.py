@@ -30,6 +30,7 @@ from pfsd.calls import Service
 from pfsd.commands import resume
 from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
 from pfsd.config import Config
 from pfsd.connection import Connection
@@ -92,6 +93,7 @@ class Daemon:
             await self._tidy()
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
+            self._scrubber.start()
             await self._stopped.wait()
         except BaseException:
             self._workers.kill()
@@ -164,9 +166,11 @@ class Daemon:
             coding=coding.policy(config.codec, config.level),
         )
         self._reclaimer = Reclaimer(self._engine)
+        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
+            scrubber=self._scrubber,
             token=config.token,
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
@@ -329,6 +333,7 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
         await self._reclaimer.stop()

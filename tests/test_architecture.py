@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"},
     {"packs", "records", "config", "verbs", "paths"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
+    {"commands.scrub"},
     {"connection"},
     {"calls"},
     {"handlers"},
@@ -44,7 +45,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables",
+    "measure", "tables", "stretches",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
