@@ -16,6 +16,7 @@ from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.connection import Connection
 from pfsd.errors import RequestError
 from pfsd.protocol import Request, Value
@@ -27,6 +28,7 @@ class Service:
 
     engine: Engine
     reclaimer: Reclaimer
+    scrubber: Scrubber
     token: str | None
     allow_exit: str
     idle_seconds: float

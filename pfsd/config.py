@@ -77,6 +77,8 @@ class Config:
     allow_exit: Literal["local", "anyone", "nobody"] = _key("local", kinds.choice("local", "anyone", "nobody"))
     durability: Literal["always", "none"] = _key("always", kinds.choice("always", "none"))
     md5: Literal["auto", "hashlib"] = _key("auto", kinds.choice("auto", "hashlib"))
+    #: In days; 0 is never.
+    verify_every: float = _key(30, kinds.days_or_never)
     loop: Literal["uvloop", "asyncio"] = _key("uvloop", kinds.choice("uvloop", "asyncio"))
     max_clients: int = _key(1000, kinds.integer(1, 100_000))
     #: 0 is never.

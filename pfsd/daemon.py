@@ -30,6 +30,7 @@ from pfsd.calls import Service
 from pfsd.commands import resume
 from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
 from pfsd.config import Config
 from pfsd.connection import Connection
@@ -96,6 +97,7 @@ class Daemon:
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
             watching = asyncio.create_task(self._watch_store())
+            self._scrubber.start()
             await self._stopped.wait()
             watching.cancel()
         except BaseException:
@@ -178,9 +180,11 @@ class Daemon:
             check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
+        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
+            scrubber=self._scrubber,
             token=config.token,
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
@@ -341,6 +345,7 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
         await self._reclaimer.stop()

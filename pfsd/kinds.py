@@ -22,6 +22,8 @@ TIB = 1 << 40
 MAX_UNIX_PATH = 107
 LEVELS = {"auto": (1, 19), "zstd": (1, 19), "zlib": (1, 9)}
 MAX_PROCESSES = 256
+#: About a second, which is for tests; and a hundred years.
+LEAST_DAYS, MOST_DAYS = 0.00001, 36_500
 MIN_TOKEN_CHARS = 8
 #: A token travels in one line of the protocol, quoted byte by byte at worst; this leaves ample room.
 MAX_TOKEN_CHARS = 1024
@@ -228,6 +230,13 @@ def seconds(low: float, high: float) -> Parser:
         return float(value)
 
     return parse
+
+
+def days_or_never(value: object, base: Path) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if number != 0 and not LEAST_DAYS <= number <= MOST_DAYS:
+        raise ValueError(f"must be {LEAST_DAYS:f} to {MOST_DAYS} days, or 0 for never")
+    return float(number)
 
 
 def choice(*words: str) -> Parser:

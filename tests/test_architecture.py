@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"},
     {"packs", "records", "config", "verbs", "paths", "spare"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
+    {"commands.scrub"},
     {"connection", "listening"},
     {"calls"},
     {"handlers"},
@@ -51,8 +52,8 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "spare", "rescue.salvage", "rescue.survey", "rescue.directory", "rescue.reconcile",
-    "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild", "rescue.repair",
+    "measure", "tables", "stretches", "spare", "rescue.salvage", "rescue.survey", "rescue.directory",
+    "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild", "rescue.repair",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
