@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-faults check format bench clean
+.PHONY: run test test-faults soak check format bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -17,6 +17,11 @@ test: $(VENV)/ready-dev check
 # its reason.
 test-faults: $(VENV)/ready-dev
 	@$(BIN)/python -m pytest tests/faults --faults=full --timeout=600 -rs
+
+# Crash one store again and again for HOURS, a fraction is fine; as root with power cuts.
+HOURS ?= 1
+soak: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.faults.soak --hours $(HOURS) $(ARGS)
 
 check: $(VENV)/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
