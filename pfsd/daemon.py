@@ -13,18 +13,20 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import uvloop
 
-from pfsd import coding, disk, records, stores, work
+from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands import resume
@@ -36,19 +38,23 @@ from pfsd.connection import Connection
 from pfsd.errors import (
     Busy,
     CannotListen,
+    ConfigError,
     Denied,
     ProcessesUnavailable,
     RegistryDamaged,
     RequestError,
     StorageFailed,
     StoreUnavailable,
+    UsageError,
 )
+from pfsd.guesses import Tokens
 from pfsd.journal import Journal
-from pfsd.kinds import Address, TcpAddress, UnixAddress
+from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import Registry
 from pfsd.session import Session
+from pfsd.tls import TlsTransport
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -60,6 +66,8 @@ RESERVE_BYTES = 1 << 20
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
+#: What a client hears that sends plain text where TLS is spoken.
+PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text; the connection is closed"), None, LF)
 
 
 def main(config: Config) -> int:
@@ -80,11 +88,14 @@ class Daemon:
         self._exit_code = 0
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._handshakes: set[TlsTransport] = set()
         self._numbers = count(1)
         self._lock_fd = -1
 
     async def run(self) -> int:
         """The whole life; returns the exit code."""
+        for warning in self._config.warnings:
+            log.warning("%s", warning)
         self._open_store()
         await self._start_workers()
         try:
@@ -167,7 +178,7 @@ class Daemon:
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
-            token=config.token,
+            tokens=Tokens(config.token),
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
             line_seconds=config.line_timeout,
@@ -203,32 +214,54 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
-        for address in self._config.listen:
+        for listener in self._config.listen:
             try:
-                server = await self._listen_on(address)
+                server = await self._listen_on(listener)
             except OSError as error:
                 words = error.strerror or str(error)
-                raise CannotListen(f"cannot listen on {address}: {words}") from error
+                raise CannotListen(f"cannot listen on {listener.address}: {words}") from error
             self._servers.append(server)
-        for server, address in zip(self._servers, self._config.listen, strict=True):
-            for ready in _addresses(server, address):
+        for server, listener in zip(self._servers, self._config.listen, strict=True):
+            for ready in _addresses(server, listener.address):
                 print(f"pfsd ready on {ready}", flush=True)
 
-    async def _listen_on(self, address: Address) -> asyncio.Server:
+    async def _listen_on(self, listener: Listener) -> asyncio.Server:
         loop = asyncio.get_running_loop()
+        address = listener.address
+        accept: Callable[[], asyncio.BaseProtocol] = partial(self._accept, listener)
+        if listener.tls:
+            accept = partial(self._accept_tls, listener, self._tls_context())
         if isinstance(address, TcpAddress):
-            return await loop.create_server(self._accept, address.host, address.port, backlog=512)
+            return await loop.create_server(accept, address.host, address.port, backlog=512)
         _remove_stale_socket(address.path)
         umask = os.umask(0o177)  # the socket is born private, not made so a moment later
         try:
-            return await loop.create_unix_server(self._accept, str(address.path), backlog=512)
+            return await loop.create_unix_server(accept, str(address.path), backlog=512)
         finally:
             os.umask(umask)
 
-    def _accept(self) -> Connection:
-        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._serve)
+    def _tls_context(self) -> ssl.SSLContext:
+        certificate, key = self._config.tls_cert, self._config.tls_key
+        assert certificate is not None and key is not None
+        try:
+            return certificates.server_context(certificate, key)
+        except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
+            raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
 
-    def _serve(self, connection: Connection) -> None:
+    def _accept(self, listener: Listener) -> asyncio.BufferedProtocol:
+        config = self._config
+        return _Accepted(config.idle_timeout, config.line_timeout, partial(self._serve, listener))
+
+    def _accept_tls(self, listener: Listener, context: ssl.SSLContext) -> asyncio.BaseProtocol:
+        """As `_accept`, with TLS below; before its handshake is done a client is none, but they are bounded too."""
+        if len(self._handshakes) >= self._service.max_clients:
+            return _TurnedAway()
+        above, patience = self._accept(listener), self._config.line_timeout
+        below = TlsTransport(context, above, patience, PLAIN_ON_TLS, self._handshakes.discard)
+        self._handshakes.add(below)
+        return below
+
+    def _serve(self, listener: Listener, connection: Connection) -> None:
         """A client has connected."""
         service = self._service
         refusal: RequestError | None = None
@@ -240,7 +273,7 @@ class Daemon:
             connection.transport.write(format_error(refusal, None, LF))
             connection.close()
             return
-        session = Session(service, connection, next(self._numbers))
+        session = Session(service, connection, next(self._numbers), listener.allow)
         service.sessions.add(session)
         task = asyncio.create_task(session.serve())
         self._connections.add(task)
@@ -340,16 +373,18 @@ class Daemon:
         os._exit(EXIT_STOP_TIMED_OUT)
 
     async def _close(self) -> None:
+        for handshake in list(self._handshakes):
+            handshake.abort()
         for session in list(self._service.sessions):
             session.end()
         if self._connections:
             await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
         for task in self._connections:
             task.cancel()
-        for address in self._config.listen:
-            if isinstance(address, UnixAddress):
+        for listener in self._config.listen:
+            if isinstance(listener.address, UnixAddress):
                 with suppress(OSError):
-                    address.path.unlink()
+                    listener.address.path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
@@ -365,6 +400,13 @@ class _Accepted(Connection):
         super().connection_made(transport)
         self.set_keepalive()
         self._made(self)
+
+
+class _TurnedAway(asyncio.Protocol):
+    """A connection that is closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 def _descriptor_limit(max_clients: int) -> int:

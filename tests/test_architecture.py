@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
-    {"packs", "records", "config", "verbs", "paths"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "certificates", "logs"},
+    {"packs", "records", "verbs", "paths"},
+    {"config"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
     {"work"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
-    {"connection"},
+    {"connection", "tls", "guesses"},
     {"calls"},
     {"handlers"},
     {"session"},
@@ -44,7 +45,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables",
+    "measure", "tables", "certificates", "logs",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -62,6 +63,7 @@ CLIENT_MAY_IMPORT = {
     "results",
     "bulk",
     "link",
+    "certificates",
     "tree",
 }
 
