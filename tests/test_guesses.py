@@ -69,6 +69,7 @@ async def test_who_hangs_up_on_a_wrong_guess_waits_all_the_same() -> None:
         task = asyncio.create_task(tokens.is_right(b"wrong", "10.0.0.1"))
         await asyncio.sleep(PAUSE / 50)
         task.cancel()
+        await asyncio.wait({task})
     assert await tokens.is_right(TOKEN.encode(), "10.0.0.1")
     assert loop.time() - before >= PAUSE - TICK
 
