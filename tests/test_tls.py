@@ -143,8 +143,9 @@ def test_an_end_that_anybody_could_have_made_stores_nothing(daemon: Daemon, cert
     with tls(daemon, certificate) as wire:
         wire.send(b"put - name=cut size=eof\n" + noise(100_000))
         wire.half_close()  # below TLS
-        with suppress(OSError):
-            assert b"OK" not in wire.rest()
+        with suppress(ConnectionResetError):
+            while wire.socket.recv(1 << 16):
+                pass
     with tls(daemon, certificate) as wire:
         assert wire.ask(b"list cut\n") == [b"OK list files=0 size=0 stored=0"]
 
