@@ -19,6 +19,7 @@ from pfsd.commands.reclaim import Reclaimer
 from pfsd.commands.scrub import Scrubber
 from pfsd.connection import Connection
 from pfsd.errors import RequestError
+from pfsd.guesses import Tokens
 from pfsd.protocol import Request, Value
 
 
@@ -29,7 +30,7 @@ class Service:
     engine: Engine
     reclaimer: Reclaimer
     scrubber: Scrubber
-    token: str | None
+    tokens: Tokens
     allow_exit: str
     idle_seconds: float
     line_seconds: float
@@ -41,6 +42,19 @@ class Service:
     #: Requests at work; those that wait for their turn are not among them.
     running: set[asyncio.Task[Any]] = field(default_factory=set)
     stopping: bool = False
+
+
+@dataclass
+class Access:
+    """What one client may do."""
+
+    #: The verbs that work on the listener it came through; None is all.
+    allow: frozenset[str] | None
+    #: It has shown the token, or there is none.
+    trusted: bool
+    #: A token of it is being looked at.
+    asking: bool = False
+    wrong_tokens: int = 0
 
 
 class Answer:
@@ -135,7 +149,7 @@ class Call:
     client: int  # the number of its connection, for the log
     feed: Feed | None  # of an upload
     content: Content | None  # of a small upload that had come whole
-    trust: Callable[[], None]  # the client has shown the token
+    access: Access
 
     @property
     def engine(self) -> Engine:
