@@ -121,7 +121,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Store:
             batch = b"".join(b"@%d put - name=s%d size=50\n" % (at, at) + noise(50, 100 + at) for at in range(40))
             wire.send(batch)
             assert all(b" OK put" in wire.line() for _ in range(40))
-            for small in (3, 4, 5):
+            for small in (22, 28, 36):  # not of the first, which may have a pack of their own
                 assert code(wire.ask(b"delete s%d\n" % small)[-1]) == "OK"
             assert code(wire.ask(b"rename plain renamed\n")[-1]) == "OK"
             assert code(wire.ask(b"put - name=s7 size=7 replace=yes\nreplace")[-1]) == "OK"
