@@ -419,23 +419,23 @@ def test_small_files_behind_a_damaged_header_come_back(store: Store) -> None:
 
 def test_what_looks_like_parts_inside_content_is_not_taken_for_files(store: Store) -> None:
     """A pack stored as a file: its parts are content, also where the header before them is damaged."""
-    copy = packs_of(store, named(store, b"big"))[0].read_bytes()
+    copy = packs_of(store, named(store, b"late"))[0].read_bytes()
     with Daemon(store.home) as daemon:
         daemon.start()
         for name, content in ((b"copy", copy), (b"next", b"n" * 9)):
             assert code(daemon.ask(b"put - name=%b size=%d\n" % (name, len(content)) + content)[-1]) == "OK"
-        assert code(daemon.ask(b"delete big\n")[-1]) == "OK"
+        assert code(daemon.ask(b"delete late\n")[-1]) == "OK"
         daemon.stop()
     registry = store.registry()
     holder = registry.find(b"copy")
-    assert holder is not None and registry.find(b"big") is None
+    assert holder is not None and registry.find(b"late") is None
     for damage in (None, 30, 62):  # nothing; the file id; the payload's length
         first = packs_of(store, holder.id)[0]
         store.journal.rename(store.path / "aside")
         if damage is not None:
             flip(first, damage)
         store.rebuild()
-        assert {name for name, _, _ in store.now().values()}.isdisjoint({b"big"})
+        assert {name for name, _, _ in store.now().values()}.isdisjoint({b"late"})
         for moved in (store.path / "lost").glob("*"):
             moved.rename(store.path / "packs" / "00000" / moved.name)
         if damage is not None:
