@@ -50,7 +50,7 @@ class Soak:
             processes=choose([1, 2, 3]),
             codec=choose(["auto", "zstd", "zlib", "none"]),
             level=choose([1, 3, 6]),
-            memory=choose(["32MiB", "64MiB"]),
+            memory=choose(["48MiB", "96MiB"]),
         )
         self._daemon.start()
 
