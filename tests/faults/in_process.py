@@ -176,7 +176,7 @@ def small_limits() -> Iterator[None]:
     with (
         mock.patch("pfsd.commands.put.RUNS_PER_RECORD", 1),
         mock.patch("pfsd.commands.put.CHECKPOINT_BYTES", 32 * PART),
-        mock.patch("pfsd.daemon.RESERVE_BYTES", 4096),
+        mock.patch("pfsd.spare.RESERVE_BYTES", 4096),
         mock.patch.dict(Committer.__init__.__kwdefaults__, {"compact_above": COMPACT_ABOVE}),
         mock.patch.object(gc, "freeze"),  # what one daemon leaves is garbage to the next
     ):

@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -100,6 +101,8 @@ def test_without_durability_a_killed_daemon_has_lost_nothing_either(
 @pytest.mark.timeout(600)
 def test_killed_io_processes_cost_nobody_anything(oracle: Oracle, crashing: Daemon, count: Count) -> None:
     moment = random.Random(oracle.seed)
+    with oracle.load(crashing):
+        oracle.wait(0.2)
     oracle.check_resources(crashing)
     with oracle.load(crashing):
         for killed in range(1, count(3, 30) + 1):
@@ -126,7 +129,8 @@ def test_a_daemon_starts_beside_the_processes_of_a_killed_one(oracle: Oracle, cr
         oracle.check(crashing)
         packs = crashing.packs()
         for worker in workers:
-            worker.resume()
+            with suppress(psutil.NoSuchProcess):  # it has ended with its daemon, stopped as it was
+                worker.resume()
         _assert_end_soon(orphans)
         assert crashing.packs() == packs, "a process has published a pack after its daemon had died"
         crashing.restart()  # sweeps what they have written last
