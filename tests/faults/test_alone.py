@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Count
-from tests.harness import Daemon
+from tests.harness import PATIENCE_SECONDS, Daemon
 from tests.wire import code, fields
 
 #: The store is looked at more often than in life.
@@ -49,7 +49,7 @@ def test_of_daemons_that_race_for_a_store_one_lives(tmp_path: Path, bound: Path,
     """Both are started at once, by different paths to one store; then a third finds it taken."""
     (tmp_path / "link").symlink_to(tmp_path / "store")
     chance = random.Random(0)
-    for turn in range(count(3, 50)):
+    for turn in range(count(1, 30)):
         homes = [tmp_path / f"{turn}-{at}" for at in range(3)]
         for home in homes:
             home.mkdir()
@@ -59,7 +59,7 @@ def test_of_daemons_that_race_for_a_store_one_lives(tmp_path: Path, bound: Path,
         for racer in racers:
             racer.spawn()
         winner, loser = _winner_and_loser(racers)
-        assert loser.process is not None and loser.process.wait() == 73
+        assert loser.process is not None and loser.process.wait(PATIENCE_SECONDS) == 73
         with winner:
             before = tree_hash(tmp_path / "store")
             exit_code, words = third.start_fails()
