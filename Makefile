@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-faults check format bench clean
+.PHONY: run test test-faults soak fuzz check format bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -17,6 +17,16 @@ test: $(VENV)/ready-dev check
 # its reason.
 test-faults: $(VENV)/ready-dev
 	@$(BIN)/python -m pytest tests/faults --faults=full --timeout=600 -rs
+
+# Let a fuzzer try each of TARGETS (all) for so many seconds; what it finds of interest goes to tests/fuzz/corpus.
+SECONDS := 60
+fuzz: $(VENV)/ready-fuzz
+	@$(BIN)/python -m tests.fuzz.run $(SECONDS) $(TARGETS)
+
+# Crash one store again and again for HOURS, a fraction is fine; as root with power cuts.
+HOURS ?= 1
+soak: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.faults.soak --hours $(HOURS) $(ARGS)
 
 check: $(VENV)/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -44,6 +54,10 @@ $(VENV)/ready: setup.cfg pyproject.toml | $(BIN)/python
 
 $(VENV)/ready-dev: $(VENV)/ready
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' >&2
+	@touch $@
+
+$(VENV)/ready-fuzz: $(VENV)/ready-dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]' >&2
 	@touch $@
 
 $(VENV)/ready-bench: $(VENV)/ready

@@ -81,7 +81,50 @@ def _server_parser() -> argparse.ArgumentParser:
         help="content to sample, also directories (what is under the roots)",
     )
     bench.set_defaults(run=_bench)
+    _add_rescue(commands)
     return parser
+
+
+_RESCUE = """\
+For a store that no daemon uses; while one runs, its clients' `verify` reads and checks content. The last line of output
+is what to type next. docs/recovery.md explains all three.
+"""
+_RESCUE_CODES = """
+examples:
+  python server.py check                 is all well? headers and journal; seconds
+  python server.py check --data          the same, and reads every byte
+  python server.py rebuild --dry-run     what would come back; changes nothing
+  python server.py rebuild               make the registries anew from packs and journal
+  python server.py repair                mend a journal that is damaged in its middle, mark damaged parts
+
+Exit codes: 0 all agrees, or done; 65 something is damaged, or only rebuild can help; 73 no store, or a daemon has it;
+74 the disk failed; 78 bad configuration.
+"""
+
+
+def _add_rescue(commands: Any) -> None:
+    """The commands for bad days."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=f"({DEFAULT_CONFIG})")
+    options.add_argument("--json", action="store_true", help="print JSON Lines")
+    for name, what, more in (
+        ("check", "say what of a store is damaged", "Changes nothing."),
+        ("rebuild", "make the registries anew from the packs", "Keeps the old journal, and removes nothing."),
+        ("repair", "mend a damaged journal", "Keeps the old journal, and removes nothing."),
+    ):
+        command = commands.add_parser(
+            name,
+            help=what,
+            description=f"{what.capitalize()}. {more}\n{_RESCUE}",
+            epilog=_RESCUE_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[options],
+        )
+        if name in ("check", "repair"):
+            command.add_argument("--data", action="store_true", help="read all content and compare it with its MD5")
+        elif name == "rebuild":
+            command.add_argument("--dry-run", action="store_true", help="only say what would be done")
+        command.set_defaults(run=_rescue, command=name)
 
 
 def _seconds(text: str) -> float:
@@ -92,14 +135,10 @@ def _seconds(text: str) -> float:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    import logging
-
-    from pfsd import config
+    from pfsd import config, logs
 
     settings = config.load(arguments.config, os.environ)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.start(settings.log_level)
     from pfsd import daemon
 
     return daemon.main(settings)
@@ -121,6 +160,32 @@ def _bench(arguments: argparse.Namespace) -> int:
     else:
         print(advise.report(machine, advice))
     return 0
+
+
+def _rescue(arguments: argparse.Namespace) -> int:
+    import shlex
+
+    from pfsd import config
+    from pfsd.rescue import check, rebuild, repair
+    from pfsd.rescue.report import Report
+
+    def typed(command: str) -> str:
+        words = ["python", "server.py", *command.split()]
+        if arguments.config != DEFAULT_CONFIG:
+            words += ["--config", str(arguments.config)]
+        return shlex.join(words)
+
+    settings = config.load(arguments.config, os.environ)
+    report = Report(arguments.json, print, typed)
+    try:
+        if arguments.command == "check":
+            return check.check(settings, report, arguments.data)
+        if arguments.command == "rebuild":
+            return rebuild.rebuild(settings, report, arguments.dry_run)
+        return repair.repair(settings, report, arguments.data)
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has seen enough
+        return 1
 
 
 def _hold_standard_streams() -> None:
@@ -151,7 +216,7 @@ its id, anything else (or anything, with --by-name) its name. Local paths are on
 --json prints one JSON object a line for every result, row and error ({"type": "error", "code": ..., "message": ...}).
 A name that is not UTF-8 is spelt readably in "name" and byte by byte in "name_hex". With get FILE - they go to stderr.
 
-PFSD_SERVER and PFSD_TOKEN in the environment stand for --server and the token.
+PFSD_SERVER, PFSD_CA and PFSD_TOKEN in the environment stand for --server, --ca and the token.
 Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted,
 143 terminated.
 """
@@ -219,8 +284,16 @@ def _client_parser() -> argparse.ArgumentParser:
         parents=[shared(False)],
     )
     server = os.environ.get("PFSD_SERVER") or None
+    forms = "HOST:PORT, tls://HOST:PORT or unix:PATH"
     parser.add_argument(
-        "--server", metavar="ADDRESS", default=server, help=f"HOST:PORT or unix:PATH ({DEFAULT_ADDRESS})"
+        "--server",
+        metavar="ADDRESS",
+        default=server,
+        help=f"{forms} ({DEFAULT_ADDRESS})",
+    )
+    ca = os.environ.get("PFSD_CA") or None
+    parser.add_argument(
+        "--ca", metavar="FILE", default=ca, type=Path, help="who vouches for the daemon's certificate, as PEM"
     )
     parser.add_argument("--token-file", metavar="FILE", type=Path, help="its first line is the daemon's token")
     parser.add_argument("--spawn", action="store_true", help="start a daemon if none answers")
@@ -264,13 +337,14 @@ async def _client(arguments: argparse.Namespace, token: str | None) -> int:
     if arguments.spawn:
         from pfsd import spawn
 
-        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet)
-    async with await Client.connect(address, token) as client:
+        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet, arguments.ca)
+    connect = partial(Client.connect, address, token, ca=arguments.ca)
+    async with await connect() as client:
         if hasattr(arguments, "run"):
             return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
     from pfsd import shell
 
-    return await shell.run(partial(Client.connect, address, token), as_json=arguments.json, quiet=arguments.quiet)
+    return await shell.run(connect, as_json=arguments.json, quiet=arguments.quiet)
 
 
 async def _command(client: Client, arguments: argparse.Namespace, out: console.Output) -> int:

@@ -9,6 +9,7 @@ commands are; it knows of records only which file they are about and whether the
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,9 +48,9 @@ class _Group:
 class Committer:
     """The only one who writes to the journal and who changes the registry of a running daemon.
 
-    `on_full` is called when the disk is full and somebody wants to free space; it gives up a reserve.
-    `on_failure` is called once when the journal cannot be trusted any more: the daemon has to exit. `is_ours` says
-    whether the store is still this daemon's (blocking).
+    `on_full` is called when the disk is full and somebody wants to free space; it gives up a reserve, and says
+    whether there was one. `on_failure` is called once when the journal cannot be trusted any more: the daemon has to
+    exit. `is_ours` says whether the store is still this daemon's (blocking).
     """
 
     def __init__(
@@ -284,7 +285,7 @@ class Committer:
         before = self._journal.size
         must, self._must_compact = self._must_compact, False
         try:
-            finished = await self._new_generation()
+            finished = await self._new_generation_despite_full_disk()
         except StorageFailed as error:
             finished = False
             self._fail(error, [])
@@ -303,6 +304,14 @@ class Committer:
 
     def _is_over(self) -> bool:
         return self._closed or self.failed
+
+    async def _new_generation_despite_full_disk(self) -> bool:
+        try:
+            return await self._new_generation()
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._on_full():
+                raise
+            return await self._new_generation()
 
     async def _new_generation(self) -> bool:
         async with self._turn:

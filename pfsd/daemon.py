@@ -13,42 +13,51 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import uvloop
 
-from pfsd import coding, disk, records, stores, work
+from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands import resume
 from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
 from pfsd.config import Config
 from pfsd.connection import Connection
 from pfsd.errors import (
     Busy,
     CannotListen,
+    ConfigError,
     Denied,
     ProcessesUnavailable,
     RegistryDamaged,
     RequestError,
     StorageFailed,
     StoreUnavailable,
+    UsageError,
 )
+from pfsd.guesses import Tokens
 from pfsd.journal import Journal
-from pfsd.kinds import Address, TcpAddress, UnixAddress
-from pfsd.listening import Listener, open_sockets
+from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
+from pfsd.listening import Acceptor, open_sockets
 from pfsd.paths import Roots
-from pfsd.registry import Registry
+from pfsd.protocol import LF, format_error
+from pfsd.registry import File, Registry
 from pfsd.session import Session
+from pfsd.spare import Spare
+from pfsd.tls import TlsTransport
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -56,13 +65,13 @@ log = logging.getLogger(__name__)
 #: Descriptors kept for what is neither a client nor a file of one: listening sockets, a newcomer that is turned away, a
 #: compaction, an I/O process that is being replaced.
 SPARE_DESCRIPTORS = 16
-#: Kept back on the disk, so that deletes and compaction work when it is full.
-RESERVE_BYTES = 1 << 20
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
 #: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
 LOOK_SECONDS = 10.0
+#: What a client hears that sends plain text where TLS is spoken.
+PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text; the connection is closed"), None, LF)
 
 
 def main(config: Config) -> int:
@@ -81,14 +90,16 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
         self._exit_code = 0
-        self._listeners: list[Listener] = []
-        self._arriving: set[Connection] = set()  # taken, but not made yet
+        self._acceptors: list[Acceptor] = []
+        self._arriving: set[asyncio.BufferedProtocol] = set()  # taken, but not made yet
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._lock_fd = -1
 
     async def run(self) -> int:
         """The whole life; returns the exit code."""
+        for warning in self._config.warnings:
+            log.warning("%s", warning)
         self._open_store()
         await self._start_workers()
         try:
@@ -97,6 +108,7 @@ class Daemon:
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
             watching = asyncio.create_task(self._watch_store())
+            self._scrubber.start()
             await self._stopped.wait()
             watching.cancel()
         except BaseException:
@@ -110,12 +122,13 @@ class Daemon:
     def _open_store(self) -> None:
         """Take the store for this daemon and read its registries."""
         path = self._config.path
+        self._durable = self._config.durability == "always"
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.make_dirs(path, sync=self._durable)
         except OSError as error:
             raise StoreUnavailable(f"the store {path} cannot be created: {error.strerror}") from error
         self._lock_fd = disk.lock_exclusive(path / "lock")
-        self._durable = self._config.durability == "always"
+        self._spare = Spare(path)
         self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
         self._store_url = f"file:{path}"
         self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)
@@ -127,10 +140,13 @@ class Daemon:
         if not disk.exists(path):
             if next(iter(self._store.list()), None) is not None:
                 raise RegistryDamaged(
-                    f"{path} is missing, but the store holds packs; put the journal back from a copy, or move "
-                    "the packs away to begin with an empty store"
+                    f"{path} is missing, but the store holds packs: `python server.py rebuild`, with its --config, "
+                    "makes it anew from them"
                 )
-            return Journal.create(path, sync=self._durable)
+            try:
+                return Journal.create(path, sync=self._durable)
+            except OSError as error:
+                raise StoreUnavailable(f"{path} cannot be made: {error.strerror}") from error
         return Journal.open(path, self._registry.replay, sync=self._durable)
 
     async def _start_workers(self) -> None:
@@ -149,7 +165,7 @@ class Daemon:
             await self._workers.start()
         except BaseException as error:
             self._workers.kill()
-            if isinstance(error, (BrokenExecutor, OSError)):
+            if isinstance(error, (BrokenExecutor, OSError, EOFError)):
                 raise ProcessesUnavailable(f"the I/O processes cannot be started: {error}") from error
             raise
 
@@ -159,8 +175,8 @@ class Daemon:
             self._journal,
             self._registry,
             on_failure=self._storage_failed,
-            on_full=self._free_reserve,
-            is_ours=lambda: disk.is_still_at(self._lock_fd, self._config.path / "lock"),
+            on_full=self._disk_is_full,
+            is_ours=lambda: disk.is_at(self._lock_fd, self._config.path / "lock"),
         )
         self._engine = Engine(
             store_id=self._journal.store_id,
@@ -172,12 +188,15 @@ class Daemon:
             roots=Roots(config.roots, forbidden=[config.path]),
             settings=Settings(config.part_size, config.run_parts),
             coding=coding.policy(config.codec, config.level),
+            check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
+        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
-            token=config.token,
+            scrubber=self._scrubber,
+            tokens=Tokens(config.token),
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
             line_seconds=config.line_timeout,
@@ -188,11 +207,12 @@ class Daemon:
 
     async def _tidy(self) -> None:
         """Finish what the last daemon left: interrupted puts, deletes without unlink, packs of nobody."""
-        self._keep_reserve()
+        swept = self._store.sweep_staged()  # first of all: on a full disk the rest needs the room
+        self._spare.keep()
         interrupted, now = self._registry.interrupted(), time.time_ns()
         dropped = [file for file in interrupted if not resume.is_worth_keeping(self._registry, file, now)]
         if interrupted:
-            await self._committer.commit([records.Drop(file=file.id) for file in dropped])
+            await self._drop(dropped)
             log.info("of %d interrupted puts %d are dropped", len(interrupted), len(dropped))
         orphans = []
         for pack, size in self._store.list():
@@ -202,30 +222,43 @@ class Daemon:
                 orphans.append(pack)
         # Before the first file is removed: that may start the copying of a pack, which takes a new id.
         self._registry.skip_packs(orphans)
+        if self._journal.was_torn and orphans:
+            # Most likely nobody was told that these are stored. But an end that was answered and then rotted can look
+            # as torn as that, and its content is in these packs alone.
+            log.warning("%d packs of no file stay until the next start, as the journal's end was cut off", len(orphans))
+            orphans = []
         freed = await asyncio.to_thread(self._store.delete, orphans)
         for file in self._registry.deleting():
             await self._engine.remove(file)
-        swept = self._store.sweep_staged()
         self._reclaimer.note([])
         if swept or orphans:
             log.info("swept %d unfinished and %d unused packs, %d bytes", swept, len(orphans), freed)
 
+    async def _drop(self, interrupted: Sequence[File]) -> None:
+        try:
+            await self._committer.commit([records.Drop(file=file.id) for file in interrupted])
+        except RequestError as error:
+            log.warning("interrupted puts are dropped only at the next start: %s", error)
+
     # --- listening ---
 
     async def _listen(self) -> None:
-        by_address = []
-        for address in self._config.listen:
+        by_listener = []
+        for listener in self._config.listen:
+            address, make = listener.address, partial(self._make_connection, listener)
+            if listener.tls:
+                make = partial(self._make_tls, listener, self._tls_context())
             if isinstance(address, UnixAddress):
                 _remove_stale_socket(address.path)
             try:
-                by_address.append((address, await open_sockets(address)))
+                by_listener.append((listener, make, await open_sockets(address)))
             except OSError as error:
                 words = error.strerror or str(error)
                 raise CannotListen(f"cannot listen on {address}: {words}") from error
-        for address, sockets in by_address:
+        for listener, make, sockets in by_listener:
             for sock in sockets:
-                self._listeners.append(Listener(sock, self._refusal, self._make_connection))
-                print(f"pfsd ready on {_listens_on(sock, address)}", flush=True)
+                self._acceptors.append(Acceptor(sock, self._refusal, make, says_why=not listener.tls))
+                print(f"pfsd ready on {_listens_on(sock, listener.address)}", flush=True)
 
     def _refusal(self, sock: socket.socket) -> RequestError | None:
         """Why a newcomer cannot stay, if it cannot."""
@@ -236,13 +269,29 @@ class Daemon:
             return Denied("this socket is for processes of its own user only")
         return None
 
-    def _make_connection(self) -> Connection:
-        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._arriving, self._serve)
+    def _tls_context(self) -> ssl.SSLContext:
+        certificate, key = self._config.tls_cert, self._config.tls_key
+        assert certificate is not None and key is not None
+        try:
+            return certificates.server_context(certificate, key)
+        except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
+            raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
 
-    def _serve(self, connection: Connection) -> None:
+    def _make_connection(self, listener: Listener) -> asyncio.BufferedProtocol:
+        config = self._config
+        return _Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+
+    def _make_tls(self, listener: Listener, context: ssl.SSLContext) -> asyncio.BufferedProtocol:
+        """As `_make_connection`, with TLS below; until its handshake is done, or given up, a client is arriving."""
+        above = self._make_connection(listener)
+        return TlsTransport(
+            context, above, self._config.line_timeout, PLAIN_ON_TLS, settled=lambda _: self._arriving.discard(above)
+        )
+
+    def _serve(self, listener: Listener, connection: Connection) -> None:
         """A client has connected."""
         service = self._service
-        session = Session(service, connection, next(self._numbers))
+        session = Session(service, connection, next(self._numbers), listener.allow)
         service.sessions.add(session)
         task = asyncio.create_task(session.serve())
         self._connections.add(task)
@@ -262,23 +311,13 @@ class Daemon:
             return "stopping"
         if self._committer.failed:
             return "readonly"
-        try:
-            return "full" if disk.free_space(self._config.path) < 2 * RESERVE_BYTES else "ready"
-        except OSError:  # the store is gone
-            return "readonly"
+        return self._spare.state()
 
-    def _keep_reserve(self) -> None:
-        with suppress(OSError):  # on a full disk it stays away until there is room
-            disk.preallocate(self._config.path / "reserve", RESERVE_BYTES)
-
-    def _free_reserve(self) -> bool:
+    def _disk_is_full(self) -> bool:
         """Give the reserve to the journal; whether there was one."""
-        try:
-            disk.unlink(self._config.path / "reserve")
-        except OSError:
+        if not self._spare.give_up():
             return False
         log.warning("the disk is full: the reserve goes to the journal, so that deletes still work")
-        asyncio.get_running_loop().call_later(60, self._keep_reserve)
         return True
 
     def _storage_failed(self, error: BaseException) -> None:
@@ -319,8 +358,8 @@ class Daemon:
         service = self._service
         log.info("stopping: %d requests are running", len(service.running))
         threading.Thread(target=self._watch_stop, daemon=True).start()
-        for listener in self._listeners:
-            listener.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         patience = self._config.stop_timeout
         done = asyncio.ensure_future(self._all_done())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -336,6 +375,7 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
         await self._reclaimer.stop()
@@ -353,10 +393,10 @@ class Daemon:
             await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
         for task in self._connections:
             task.cancel()
-        for address in self._config.listen:
-            if isinstance(address, UnixAddress):
+        for listener in self._config.listen:
+            if isinstance(listener.address, UnixAddress):
                 with suppress(OSError):
-                    address.path.unlink()
+                    listener.address.path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
@@ -368,7 +408,7 @@ class _Accepted(Connection):
         self,
         idle_seconds: float,
         line_seconds: float,
-        arriving: set[Connection],
+        arriving: set[asyncio.BufferedProtocol],
         made: Callable[[Connection], None],
     ) -> None:
         super().__init__(idle_seconds, line_seconds)

@@ -14,8 +14,10 @@ import fcntl
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +124,11 @@ def rename(old: AnyPath, new: AnyPath) -> None:
     os.rename(old, new)
 
 
+def link(old: AnyPath, new: AnyPath) -> None:
+    """Give a file a second name, which must be free."""
+    os.link(old, new, follow_symlinks=False)
+
+
 def unlink(path: AnyPath) -> None:
     """Remove a name."""
     os.unlink(path)
@@ -155,6 +162,14 @@ def file_size(path: AnyPath) -> int:
     return os.lstat(path).st_size
 
 
+def is_at(fd: int, path: AnyPath) -> bool:
+    """Whether an open file is still what has this name."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
 def remove_tree(path: AnyPath) -> None:
     """Remove a directory with all in it, as far as that is possible."""
     shutil.rmtree(path, ignore_errors=True)
@@ -171,8 +186,8 @@ def lock_exclusive(path: AnyPath) -> int:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        with suppress(OSError):  # only for people: a full disk may have no room for it
+            os.ftruncate(fd, os.pwrite(fd, b"%d\n" % os.getpid(), 0))
     except BlockingIOError:
         holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
@@ -183,18 +198,23 @@ def lock_exclusive(path: AnyPath) -> int:
     return fd
 
 
-def is_still_at(fd: int, path: AnyPath) -> bool:
-    """Whether an open file is the one that is found under `path` now."""
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except OSError:
-        return False
+class Room(NamedTuple):
+    """What can still be written on a file system without being root."""
+
+    bytes: int
+    #: That can be made.
+    files: int
+    read_only: bool
 
 
-def free_space(path: AnyPath) -> int:
-    """Bytes that can still be written on the file system of `path` without being root."""
-    room = os.statvfs(path)
-    return room.f_bavail * room.f_frsize
+def room(path: AnyPath) -> Room:
+    """The room on the file system of `path`; some do not count what they have, and then there is always enough."""
+    found = os.statvfs(path)
+    return Room(
+        found.f_bavail * found.f_frsize if found.f_blocks else sys.maxsize,
+        found.f_favail if found.f_files else sys.maxsize,
+        bool(found.f_flag & os.ST_RDONLY),
+    )
 
 
 def preallocate(path: AnyPath, nbytes: int) -> None:
@@ -213,3 +233,17 @@ def preallocate(path: AnyPath, nbytes: int) -> None:
 def make_dir(path: AnyPath) -> None:
     """Create a directory for this user only, unless it is there."""
     Path(path).mkdir(mode=0o700, exist_ok=True)
+
+
+def make_dirs(path: Path, *, sync: bool) -> None:
+    """Create a directory and those above it that are missing; with `sync` its place in them is durable.
+
+    The one that is there may be what somebody made who died before he synced its place.
+    """
+    missing = list(takewhile(lambda directory: not directory.exists(), [path, *path.parents]))
+    there = next((above for above in [path, *path.parents] if above not in missing), path)
+    for directory in [there, *reversed(missing)]:
+        make_dir(directory)
+        if sync:
+            with suppress(PermissionError):  # the directory above is somebody else's, and so was making this one
+                fsync_dir(directory.parent)

@@ -28,14 +28,15 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import pairwise
-from typing import Annotated, Literal
+from itertools import islice, pairwise
+from typing import Annotated, Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
 
 from pfsd import disk
 from pfsd.errors import ConfigError, RegistryDamaged, StorageFailed, StoreUnavailable
+from pfsd.kinds import printable
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ _TAIL = re.compile(rb',"crc":"([0-9a-f]{8})"}')
 
 Path = str | os.PathLike[str]
 
-_WHAT_NOW = "Restore the journal from a copy; docs/format.md says how to read it and what the packs tell without it."
+_WHAT_NOW = (
+    "Nothing was changed. `python server.py check`, with the same --config, says what is affected and what to do next."
+)
 
 
 class _Header(msgspec.Struct, tag_field="type", tag="header"):
@@ -83,6 +86,22 @@ class _Version(msgspec.Struct, tag_field="type", tag="header"):
 
 class _Numbered(msgspec.Struct):
     seq: int
+
+
+class Verdict(NamedTuple):
+    """What reading a journal has shown. A torn one is sound but for an end that the next start cuts off."""
+
+    state: Literal["sound", "torn", "damaged", "missing"]
+    reason: str = ""
+    #: The first line that does not fit, from 1, and the byte that it begins at.
+    line: int = 0
+    offset: int = 0
+    #: Good records before it, and lines behind it that look like records.
+    good: int = 0
+    plausible: int = 0
+    #: From the header: the store's name in hex, and the generation. Empty and 0 when there is no valid header.
+    store: str = ""
+    generation: int = 0
 
 
 class _Log:
@@ -124,6 +143,8 @@ class Journal:
         self.generation = generation
         #: How often the journal was synced.
         self.syncs = 0
+        #: Whether `open` cut a torn end off: what it said is not known.
+        self.was_torn = False
         self._log = log_file
         self._sync = sync
         self._failure = ""
@@ -136,7 +157,7 @@ class Journal:
         if disk.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         store = secrets.token_hex(16)
-        log_file = _start_file(path, store, generation=1)
+        log_file = _start_file(_new_path(path), store, generation=1)
         try:
             if sync:
                 disk.fdatasync(log_file.fd)
@@ -164,6 +185,11 @@ class Journal:
                 reader.run()
             if reader.log.size != reader.file_size:
                 reader.settle_end(sync)
+            if sync:
+                # Who wrote the last lines, or put this file in its place, may have died before he synced that; from
+                # here on it counts.
+                disk.fdatasync(fd)
+                disk.fsync_dir(os.path.dirname(path) or ".")
             with suppress(FileNotFoundError):
                 disk.unlink(_new_path(path))  # of a compaction that was interrupted
         except OSError as error:
@@ -172,7 +198,10 @@ class Journal:
         except BaseException:
             disk.close(fd)
             raise
-        return cls(path, reader.log, reader.header.store, reader.header.generation, sync)
+        assert reader.header is not None
+        journal = cls(path, reader.log, reader.header.store, reader.header.generation, sync)
+        journal.was_torn = reader.cut_off
+        return journal
 
     @property
     def store_id(self) -> bytes:
@@ -201,6 +230,7 @@ class Journal:
         nothing ever will be again. ValueError: not an object, or too long; nothing was written.
         """
         self._check()
+        self._check_place()
         try:
             self._log.write(objects)
         except OSError:
@@ -215,12 +245,12 @@ class Journal:
         self._check()
         if self._compaction is not None:
             raise RuntimeError("a compaction is under way")
-        self._compaction = Compaction(self, _start_file(self.path, self._store, self.generation + 1))
+        self._compaction = Compaction(self, _start_file(_new_path(self.path), self._store, self.generation + 1))
         return self._compaction
 
     def is_in_place(self) -> bool:
         """Whether the next start would find what is written here."""
-        return disk.is_still_at(self._log.fd, self.path)
+        return disk.is_at(self._log.fd, self.path)
 
     def close(self) -> None:
         """Close the file. Everything is on the disk already."""
@@ -231,6 +261,11 @@ class Journal:
     def _check(self) -> None:
         if self._failure:
             raise StorageFailed(self._failure)
+
+    def _check_place(self) -> None:
+        # Removed, replaced, or its file system taken away: what is written now would not be found at the next start.
+        if not self.is_in_place():
+            self._fail("finding", OSError(errno.ESTALE, ""))
 
     def _sync_or_fail(self) -> None:
         # A failed sync must never be tried again: the kernel has marked the pages clean, and the next sync
@@ -258,6 +293,7 @@ class Journal:
 
     def _adopt(self, compaction: Compaction, log_file: _Log) -> None:
         self._check()
+        self._check_place()
         disk.rename(_new_path(self.path), self.path)
         old, self._log = self._log, log_file
         self.generation += 1
@@ -337,22 +373,21 @@ def _new_path(path: str) -> str:
 
 def _start_file(path: str, store: str, generation: int) -> _Log:
     """A new file with only a header, not synced. OSError."""
-    new = _new_path(path)
     with suppress(FileNotFoundError):
-        disk.unlink(new)
-    log_file = _Log(disk.open_file(new, disk.CREATE_APPEND))
+        disk.unlink(path)
+    log_file = _Log(disk.open_file(path, disk.CREATE_APPEND))
     try:
         log_file.write([msgspec.json.encode(_Header(FORMAT, MIN_READER, store, generation, "crc32"))])
     except BaseException:
         disk.close(log_file.fd)
-        disk.unlink(new)
+        disk.unlink(path)
         raise
     return log_file
 
 
-def _open_regular(path: str) -> int:
+def _open_regular(path: str, flags: int = disk.APPEND) -> int:
     try:
-        fd = disk.open_file(path, disk.APPEND)
+        fd = disk.open_file(path, flags)
     except FileNotFoundError as error:
         raise RegistryDamaged(f"{path}: the journal is missing. {_WHAT_NOW}", path=path) from error
     except OSError as error:
@@ -363,6 +398,58 @@ def _open_regular(path: str) -> int:
         disk.close(fd)
         raise RegistryDamaged(f"{path}: not a regular file. {_WHAT_NOW}", path=path)
     return fd
+
+
+# --- without a daemon ---------------------------------------------------------------------------
+
+
+def examine(path: Path, visit: Callable[[bytes], object]) -> Verdict:
+    """Read a journal as `Journal.open` does, and change nothing. ConfigError, StoreUnavailable, StorageFailed."""
+    path = os.fspath(path)
+    if not disk.exists(path):
+        return Verdict("missing", "there is no journal")
+    try:
+        fd = _open_regular(path, disk.READ)
+    except RegistryDamaged:
+        return Verdict("damaged", "it is not a regular file")
+    try:
+        with _no_garbage_collection():
+            return _Reader(path, fd, visit).verdict()
+    except OSError as error:
+        raise StorageFailed(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
+    finally:
+        disk.close(fd)
+
+
+def raw_lines(path: Path) -> Iterator[bytes]:
+    """What is between the LFs of a journal file, fit or not; of what is far too long for a line, the end. OSError."""
+    fd = _open_regular(os.fspath(path), disk.READ)
+    try:
+        rest = b""
+        read = 0
+        while chunk := disk.read(fd, CHUNK, read):
+            read += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+            rest = rest[-2 * MAX_LINE :]
+        yield rest
+    finally:
+        disk.close(fd)
+
+
+def write(path: Path, store: str, generation: int, objects: Iterable[bytes]) -> None:
+    """Write a whole journal, header first, to a file of its own, and sync it. OSError; there is no file then."""
+    log_file = _start_file(os.fspath(path), store, generation)
+    try:
+        waiting = iter(objects)
+        while some := list(islice(waiting, CATCH_UP)):
+            log_file.write(some)
+        disk.fdatasync(log_file.fd)
+    except BaseException:
+        disk.unlink(path)
+        raise
+    finally:
+        disk.close(log_file.fd)
 
 
 @contextmanager
@@ -388,7 +475,8 @@ class _Reader:
         self.log = _Log(fd)
         self.file_size = disk.size(fd)
         self.visit = visit
-        self.header: _Header
+        self.header: _Header | None = None
+        self.cut_off = False
 
     def run(self) -> None:
         """Visit lines until the end of the file or the first one that does not fit."""
@@ -439,21 +527,55 @@ class _Reader:
         return msgspec.json.decode(line, type=_Header)
 
     def settle_end(self, sync: bool) -> None:
-        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged."""
+        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged.
+
+        What is cut off is safe before; that it is cut off, the caller makes durable.
+        """
         start, length = self.log.size, self.file_size - self.log.size
         rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
-        reason = _why_damage(rest, length, self.log, self._zeros(start))
-        if reason:
+        if reason := _why_damage(rest, length, self.log, self._zeros(start)):
             raise self._damaged(reason, plausible=_count_plausible(rest, self.log.seq))
         if b"\n" not in rest and self._take([rest]):
             disk.write_all(self.log.fd, b"\n")  # the only byte that is missing
+        elif b"\n" not in rest and self._take([rest[:-1]]):
+            self._mend_lf(rest[-1])
         else:
             self._cut_off(rest[:MAX_TORN], length, sync)
-        if sync:
-            disk.fdatasync(self.log.fd)
+
+    def _mend_lf(self, wrong: int) -> None:
+        """Put the LF back in place of the one wrong byte behind the last line: the line is whole, and was answered."""
+        at = self.log.size - 1
+        disk.truncate(self.log.fd, at)  # dying here leaves a line that only lacks its LF
+        disk.write_all(self.log.fd, b"\n")
+        log.warning(
+            "%s: the byte at %d was 0x%02x instead of the LF of line %d; it is mended, and no record is lost",
+            self.path,
+            at,
+            wrong,
+            self.log.seq,
+        )
+
+    def verdict(self) -> Verdict:
+        """`run`, and judge what follows, without a change to the file."""
+        try:
+            self.run()
+            start, length = self.log.size, self.file_size - self.log.size
+            rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
+            if not rest or (b"\n" not in rest and (self._take([rest]) or self._take([rest[:-1]]))):
+                return self._verdict("sound")  # at most its last LF is to be mended
+            if not (reason := _why_damage(rest, length, self.log, self._zeros(start))):
+                return self._verdict("torn", f"{length} bytes of an interrupted write")
+            raise self._damaged(reason, plausible=_count_plausible(rest, self.log.seq))
+        except RegistryDamaged as damage:
+            return self._verdict("damaged", str(damage.fields["reason"]), int(damage.fields["plausible"]))
+
+    def _verdict(self, state: Literal["sound", "torn", "damaged"], reason: str = "", plausible: int = 0) -> Verdict:
+        at, header = self.log, self.header
+        store, generation = (header.store, header.generation) if header else ("", 0)
+        return Verdict(state, reason, at.seq + 1, at.size, max(0, at.seq - 1), plausible, store, generation)
 
     def _cut_off(self, torn: bytes, length: int, sync: bool) -> None:
-        aside = _torn_path(self.path)
+        aside = aside_path(self.path, "torn")
         fd = disk.open_file(aside, disk.CREATE)
         try:
             disk.write_all(fd, torn)
@@ -474,6 +596,7 @@ class _Reader:
             self.log.seq - 1,
             aside,
         )
+        self.cut_off = True
 
     def _zeros(self, start: int) -> bool:
         """Whether the file is all zeros from here on."""
@@ -488,11 +611,13 @@ class _Reader:
             rest = _read(self.log.fd, self.log.size, min(self.file_size - self.log.size, LOOK_BEHIND))
             plausible = _count_plausible(rest, self.log.seq)
         return RegistryDamaged(
-            f"{self.path}: damaged in line {self.log.seq + 1} at byte {self.log.size}: {reason}. "
+            f"{self.path}: damaged in line {self.log.seq + 1} at byte {self.log.size}: {printable(reason)}. "
             f"{max(0, self.log.seq - 1)} good records are before it, {plausible} plausible ones after it. " + _WHAT_NOW,
             path=self.path,
             line=self.log.seq + 1,
             offset=self.log.size,
+            reason=printable(reason),
+            plausible=plausible,
         )
 
 
@@ -518,10 +643,11 @@ def _read(fd: int, start: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def _torn_path(path: str) -> str:
+def aside_path(path: str, what: str) -> str:
+    """A new name beside a journal for what is kept of it: "torn" or "damaged"."""
     now = time.time_ns()
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 10**9))
-    return os.path.join(os.path.dirname(path), f"journal.torn-{stamp}.{now % 10**9:09d}")
+    return os.path.join(os.path.dirname(path), f"journal.{what}-{stamp}.{now % 10**9:09d}")
 
 
 # --- torn or damaged? ---------------------------------------------------------------------------
@@ -538,7 +664,7 @@ def _why_damage(rest: bytes, length: int, good: _Log, zeros: bool) -> str:
     if length > MAX_TORN:
         return f"{length} bytes do not fit, more than a crash can leave"
     line, ended, _ = rest.partition(b"\n")
-    if ended and not _has_lost_sector(line, good.size):
+    if ended and not _has_lost_sector(line + ended, good.size):
         return "the line is complete, but does not fit"
     return ""
 
@@ -548,19 +674,31 @@ def _count_plausible(rest: bytes, next_seq: int) -> int:
     *ended, last = rest.split(b"\n")
     count = 0
     for before, line in pairwise(ended):
-        count += _follows(before, line) or _number(line) >= next_seq
+        count += _follows(before, line) or number_of(line) >= next_seq
     if ended and _follows(ended[-1], last):
         count += 1
     return count
 
 
+def split_checksum(line: bytes) -> tuple[bytes, int | None]:
+    """What the checksum of a line is of, and the checksum that stands there; None when there is none."""
+    found = _TAIL.fullmatch(line[-TAIL_BYTES:])
+    return line[:-TAIL_BYTES], int(found[1], 16) if found else None
+
+
+def ends_of_lines(text: bytes) -> Iterator[int]:
+    """Where lines end in a stretch without LF: one place, unless an LF is lost."""
+    return (found.end() for found in _TAIL.finditer(text))
+
+
 def _follows(before: bytes, line: bytes) -> bool:
     """Whether a line's checksum continues the one that stands on the line before."""
-    seed, own = _TAIL.fullmatch(before[-TAIL_BYTES:]), _TAIL.fullmatch(line[-TAIL_BYTES:])
-    return bool(seed and own and crc32(line[:-TAIL_BYTES], int(seed[1], 16)) == int(own[1], 16))
+    (_, seed), (body, own) = split_checksum(before), split_checksum(line)
+    return seed is not None and crc32(body, seed) == own
 
 
-def _number(line: bytes) -> int:
+def number_of(line: bytes) -> int:
+    """The `seq` of a line; -1 when it has none."""
     try:
         return msgspec.json.decode(line, type=_Numbered).seq
     except (ValueError, RecursionError):
@@ -568,7 +706,7 @@ def _number(line: bytes) -> int:
 
 
 def _has_lost_sector(line: bytes, offset: int) -> bool:
-    """Whether a piece of the line that lies in one disk sector is all zeros: it never reached the disk."""
+    """Whether a piece of the line, LF and all, that lies in one disk sector is zeros: it never reached the disk."""
     first = SECTOR - offset % SECTOR
     edges = [0, *range(first, len(line), SECTOR), len(line)]
     return any(start < end and not any(line[start:end]) for start, end in pairwise(edges))

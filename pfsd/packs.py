@@ -34,6 +34,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 from pfsd import codecs
@@ -46,6 +47,8 @@ _SIGN = MAGIC + bytes([VERSION])
 MAX_NAME_BYTES = 1024
 
 _FIXED = struct.Struct("<4sBBH16sQ8sQIIIIQ16sH")
+#: Of a header: its length, the size of the part, that of the payload, the length of the name.
+_LENGTHS = struct.Struct("<6xH48xII24xH")
 _CRC = struct.Struct("<I")
 _UNKNOWN_SIZE = (1 << 64) - 1
 
@@ -241,20 +244,24 @@ class Damage(NamedTuple):
 
     offset: int
     length: int
+    #: Whether it is one part, whose damaged header still says where it ends: what is behind it is surely a part, too.
+    is_one_part: bool
 
 
 def scan(read: Callable[[int, int], Buffer], size: int) -> Iterator[Found | Damage]:
     """Walk a pack of `size` bytes from part to part; `read(offset, length)` gives its bytes.
 
-    After damage it goes on with the next sound header. What follows then may be the content of a stored file
-    that looks like a part, so whoever uses a part must check that it belongs to the file.
+    After damage it goes on where the lengths in the damaged header lead to, if a sound part is there or the pack's end;
+    else with the next sound header. What follows then may be the content of a stored file that looks like a
+    part, so whoever uses a part must check that it belongs to the file.
     """
     offset = 0
     while offset < size:
         found = _find_at(read, offset, size)
         if found is None:
-            after = _next_header(read, offset + 1, size)
-            yield Damage(offset, after - offset)
+            end = _damaged_end(read, offset, size)
+            after = _next_header(read, offset + 1, size) if end is None else end
+            yield Damage(offset, after - offset, end is not None)
             offset = after
         else:
             yield found
@@ -270,6 +277,23 @@ def _find_at(read: Callable[[int, int], Buffer], offset: int, size: int) -> Foun
     if offset + head + header.stored > size:
         return None
     return Found(offset, head, header)
+
+
+def _damaged_end(read: Callable[[int, int], Buffer], offset: int, size: int) -> int | None:
+    """Where the part ends whose header at `offset` is damaged, or whose payload is cut off; None without a proof."""
+    start = read(offset, min(MAX_HEADER_BYTES, size - offset))
+    if len(start) < MIN_HEADER_BYTES:
+        return None
+    with suppress(PackError):
+        read_header(start)
+        return size  # the header is sound, so the pack ends too early
+    head, content, stored, name_length = _LENGTHS.unpack_from(start)
+    for header in (head, _FIXED.size + name_length + _CRC.size):
+        for payload in (stored, content):
+            end: int = offset + header + payload
+            if end == size or (offset < end < size and _find_at(read, end, size)):
+                return end
+    return None
 
 
 def _next_header(read: Callable[[int, int], Buffer], offset: int, size: int) -> int:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -122,7 +123,8 @@ class Daemon:
         for line in self.ready_lines:
             if found := re.fullmatch(r"pfsd ready on .*:(\d+)", line):
                 self.port = int(found[1])
-        self._family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        self._family = []
+        self.note_family()
 
     def start_fails(self) -> tuple[int, str]:
         """Start it and wait for its end: the exit code, and what it said on standard error."""
@@ -156,6 +158,40 @@ class Daemon:
         self.process.kill()
         self.wait(-signal.SIGKILL)
 
+    def kill_all(self) -> None:
+        """End it and all of its processes, as `kill -9` of its group or a crash of the machine would."""
+        assert self.process is not None
+        self.note_family()
+        self._signal_all(signal.SIGKILL)
+        self.wait(-signal.SIGKILL)
+
+    def kill_alone(self) -> list[psutil.Process]:
+        """End it as a crash would, and do not wait for its processes: they are the caller's now."""
+        assert self.process is not None
+        self.note_family()
+        orphans = [process for process in self._family if process.pid != self.pid]
+        self._family = []
+        self.process.kill()
+        self.wait(-signal.SIGKILL)
+        return orphans
+
+    def freeze(self) -> None:
+        """Let it and all of its processes stand still, no call of the system under way; `kill_all` works on them."""
+        self.note_family()
+        self._signal_all(signal.SIGSTOP)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not all(stands_still(process.pid) for process in self._family):
+            assert time.monotonic() < until, f"these do not stop: {self._family}"
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in self._family:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     def restart(self) -> None:
         """Stop and start it."""
         self.stop()
@@ -165,11 +201,12 @@ class Daemon:
         """Take note of the processes that have to be gone when the daemon is."""
         if self.process is not None and psutil.pid_exists(self.process.pid):
             known = {process.pid for process in self._family}
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            self._family += [child for child in children if child.pid not in known]
+            daemon = psutil.Process(self.process.pid)
+            family = [daemon, *daemon.children(recursive=True)]
+            self._family += [process for process in family if process.pid not in known]
 
     def _assert_gone(self) -> None:
-        left = [process for process in self._family if not _has_ended(process.pid)]
+        left = [process for process in self._family if not has_ended(process.pid)]
         for process in left:
             process.kill()
         self._family = []
@@ -185,6 +222,15 @@ class Daemon:
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+    def resources(self) -> dict[str, int]:
+        """How many processes it has, and what they hold together."""
+        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        return {
+            "processes": len(family),
+            "descriptors": sum(process.num_fds() for process in family),
+            "threads": sum(process.num_threads() for process in family),
+        }
 
     def __enter__(self) -> Daemon:
         return self
@@ -285,13 +331,22 @@ def free_port() -> int:
         return port
 
 
-def _has_ended(pid: int) -> bool:
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or it has ended."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return not psutil.pid_exists(pid)
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
+
+
+def has_ended(pid: int, patience: float = PATIENCE_SECONDS) -> bool:
     """Wait for the end of a process that is not ours; one that nobody has reaped yet has ended too."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([fd], [], [], PATIENCE_SECONDS)[0])
+        return bool(select.select([fd], [], [], patience)[0])
     finally:
         os.close(fd)

@@ -112,6 +112,8 @@ def test_noise_is_refused(codec, level, noise):
         codecs.decode(codec, noise, 100)
 
 
+@pytest.mark.promise("memory")
+@pytest.mark.promise("checked")
 @BOTH
 def test_a_bomb_costs_no_more_than_a_part(codec, level):
     bomb = codecs.encode(codec, level, bytes(64 << 20))
@@ -123,6 +125,8 @@ def test_a_bomb_costs_no_more_than_a_part(codec, level):
     assert peak < 1 << 20
 
 
+@pytest.mark.promise("memory")
+@pytest.mark.promise("checked")
 def test_a_frame_that_wants_a_large_window_is_refused():
     wide = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
     coder = zstd.ZstdCompressor(options=wide)

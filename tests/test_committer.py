@@ -205,6 +205,7 @@ async def test_after_close_nothing_is_taken(tmp_path: Path, fake: Disk) -> None:
 # --- a full disk ---
 
 
+@pytest.mark.promise("full")
 async def test_a_full_disk_fails_a_whole_batch_and_then_goes_on(made: Made, fake: Disk) -> None:
     fake.errors["write_all"] = [errno.ENOSPC]
     outcomes = await asyncio.gather(*(made.committer.commit([ready(n)]) for n in range(1, 6)), return_exceptions=True)
@@ -222,6 +223,7 @@ async def test_an_io_error_at_write_is_told_as_such(made: Made, fake: Disk) -> N
     assert made.full == 0 and not made.committer.failed
 
 
+@pytest.mark.promise("full")
 async def test_on_a_full_disk_what_frees_space_gets_the_reserve(made: Made, fake: Disk) -> None:
     await made.committer.commit([ready(1), ready(2), Delete(2), Put(3, b"c", 100, 5)])
     fake.errors["write_all"] = [errno.ENOSPC]

@@ -136,7 +136,10 @@ def test_preallocate_leaves_nothing_when_it_fails(tmp_path, monkeypatch):
 
 def test_free_space_is_what_the_file_system_says(tmp_path):
     room = os.statvfs(tmp_path)
-    assert 0 < disk.free_space(tmp_path) <= room.f_blocks * room.f_frsize
+    found = disk.room(tmp_path)
+    assert 0 < found.bytes <= room.f_blocks * room.f_frsize
+    assert 0 < found.files <= room.f_files
+    assert not found.read_only
 
 
 def test_directories_are_for_their_user_only(tmp_path):

@@ -71,6 +71,32 @@ async def test_a_change_under_way_is_finished_whoever_leaves(change: Callable[[E
     assert len(registry.files_after(0, 10)) == 1, "what was deleted or replaced is gone for good"
 
 
+@pytest.mark.promise("whole")
+@pytest.mark.parametrize(
+    "late", [lambda engine: files.delete(engine, [b"a"]), lambda engine: files.rename(engine, b"a", b"c", False)]
+)
+async def test_a_file_is_left_alone_when_it_was_just_given_another_name(
+    late: Callable[[Engine], Awaitable[Any]],
+) -> None:
+    registry = Registry()
+    run = Run(pack=1, seq=0, part=1, head=100, parts=[(0, 3, 3, "none", "00" * 16)])
+    registry.apply(Ready(file=1, name=b"a", size=3, part_size=4096, created=0, runs=[run]))
+    committer: Any = SlowCommitter(registry)
+    unused: Any = None
+    workers: Any = NoWorkers()
+    engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS, coding.policy("none", 1))
+    first = asyncio.ensure_future(files.rename(engine, b"a", b"b", False))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    second = asyncio.ensure_future(late(engine))  # the name still leads to the file
+    await asyncio.sleep(0)
+    committer.may_write.set()
+    await first
+    with pytest.raises(NotReady):
+        await second
+    assert registry.find(b"b") is not None, "nobody has asked for this"
+
+
 async def test_damage_found_side_by_side_adds_up() -> None:
     registry = Registry()
     rows = [(at * 10, 4096, 5, "zstd", "00" * 16) for at in range(3)]

@@ -365,6 +365,7 @@ def test_a_target_appears_whole_with_the_mode_of_a_new_file(tree):
     assert (tree.root / "sub/new").stat().st_nlink == 1
 
 
+@pytest.mark.promise("target")
 def test_what_is_not_committed_leaves_nothing(tree):
     before = tree.names()
     target = TargetFile.create(tree.roots, b"new", replace=False)
@@ -385,6 +386,7 @@ def test_an_existing_target_stays_unless_it_is_to_be_replaced(tree):
     assert tree.names() == before | {"root/fresh"}
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_a_target_taken_while_it_was_written_stays(tree, monkeypatch, links):
     if not links:
@@ -433,6 +435,7 @@ def test_a_symlink_is_never_a_target(tree, target):
     assert (tree.outside / "file").read_bytes() == b"secret"
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("file")], ids=["fifo", "symlink"])
 def test_what_takes_the_name_meanwhile_is_not_replaced_unless_a_file(tree, make):
     with TargetFile.create(tree.roots, b"new", replace=True) as target:
@@ -497,6 +500,7 @@ def test_two_writers_of_one_name_do_not_meet(tree):
     assert (tree.root / "new").read_bytes() == b"second"
 
 
+@pytest.mark.promise("target")
 def test_what_cannot_fit_is_refused_before_it_is_written(tree):
     before = tree.names()
     with pytest.raises(NoSpace) as caught:
@@ -516,6 +520,7 @@ def test_commit_syncs_when_asked_to(tree, monkeypatch):
         assert synced == [target.fd]
 
 
+@pytest.mark.promise("target")
 def test_a_failed_sync_publishes_nothing(tree, monkeypatch):
     def broken(fd: int) -> None:
         raise OSError(errno.EIO, "broken")

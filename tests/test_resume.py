@@ -77,6 +77,8 @@ def test_a_fresh_one_finds_nothing_and_a_plain_one_does_not_say(stocked: Daemon)
     assert "resumed" not in fields(stocked.ask(b"get f out replace=yes resume=no\n")[-1])
 
 
+@pytest.mark.promise("target")
+@pytest.mark.promise("checked")
 def test_bytes_that_rotted_in_the_partial_are_repaired(stocked: Daemon) -> None:
     partial = cut_short(stocked)
     with partial.open("r+b") as file:
@@ -370,6 +372,7 @@ def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
     assert is_whole(daemon, content)
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("request_", [b"put big\n", b"put big resume=no\n"])
 def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None:
     written(daemon)
@@ -430,6 +433,24 @@ def test_of_two_at_once_one_goes_on(daemon: Daemon) -> None:
         assert code(second.last(BIG_PUT)) == "exists"
         assert code(second.last(b"delete %s\n" % fields(second.ask(b"list\n")[0])["id"].encode())) == "not-ready"
         assert fields(first.line())["resumed"] == size
+    assert is_whole(daemon, content)
+
+
+@pytest.mark.promise("checked")
+@pytest.mark.parametrize("damaged", ["first", "last", "header", "all"])
+def test_what_has_rotted_of_what_is_kept_is_stored_again(daemon: Daemon, damaged: str) -> None:
+    """The source is at hand for the last time: an OK must not be for a file that is damaged from its start."""
+    content = cut_off(daemon)
+    size, there = int(kept(daemon)["size"]), daemon.packs()
+    for pack in {"first": there[:1], "last": there[-1:], "header": there[1:2], "all": there}[damaged]:
+        data = bytearray(pack.read_bytes())
+        data[40 if damaged == "header" else len(data) // 2] ^= 4
+        pack.write_bytes(data)
+    final = daemon.ask(BIG_PUT)[-1]
+    assert fields(final)["resumed"] == str(0 if damaged == "all" else size - RUN)
+    assert is_whole(daemon, content)
+    assert "are damaged: stored anew" in daemon.log
+    daemon.restart()
     assert is_whole(daemon, content)
 
 
@@ -507,6 +528,7 @@ def test_a_file_of_one_run_has_nothing_to_go_on_from(daemon: Daemon) -> None:
     assert journal(daemon, "put") == []
 
 
+@pytest.mark.promise("whole")
 def test_a_source_that_changes_under_a_put_leaves_nothing(daemon: Daemon) -> None:
     written(daemon)
     wire = until_checkpoint(daemon)
@@ -612,6 +634,20 @@ def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(d
         wire.send(b"DATA 0\n")
         assert fields(wire.line())["resumed"] == str(seq * PART)
     assert is_whole(daemon, content, b"up")
+
+
+@pytest.mark.promise("checked")
+def test_an_upload_goes_on_before_what_has_rotted(daemon: Daemon) -> None:
+    broken_off(daemon, 2 * RUN + PART)
+    pack = daemon.packs()[1]
+    data = bytearray(pack.read_bytes())
+    data[-7] ^= 1
+    pack.write_bytes(data)
+    with daemon.connect() as wire:
+        assert begun(wire) == RUN
+        wire.send(frames(CONTENT[RUN:]) + b"DATA 0\n")
+        assert fields(wire.line())["resumed"] == str(RUN)
+    assert is_whole(daemon, CONTENT, b"up")
 
 
 def test_all_of_it_may_be_there(daemon: Daemon) -> None:

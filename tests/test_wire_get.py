@@ -148,6 +148,7 @@ def _umask() -> int:
     return umask
 
 
+@pytest.mark.promise("target")
 def test_an_existing_target_is_replaced_only_on_demand(stocked: Daemon) -> None:
     target = stocked.root / "existing"
     target.write_bytes(b"precious")
@@ -163,6 +164,7 @@ def test_an_absolute_target_inside_the_roots_is_fine(stocked: Daemon) -> None:
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("replace", [b"", b" replace=yes"])
 @pytest.mark.parametrize("kind", ["directory", "symlink", "dangling", "fifo", "link-out"])
 def test_a_target_that_is_no_file_is_neither_written_through_nor_replaced(
@@ -187,6 +189,7 @@ def test_a_target_that_is_no_file_is_neither_written_through_nor_replaced(
     assert temporaries(stocked.root) == []
 
 
+@pytest.mark.promise("target")
 @pytest.mark.parametrize(
     ("target", "word"),
     [
@@ -217,6 +220,7 @@ def test_targets_that_cannot_be_written(stocked: Daemon, target: str, word: str)
     assert temporaries(stocked.root) == temporaries(stocked.home) == []
 
 
+@pytest.mark.promise("target")
 def test_a_client_that_breaks_off_leaves_no_target(daemon: Daemon) -> None:
     size = 16 << 20
     daemon.ask(b"put - name=big size=%d\n" % size + bytes(size))
@@ -286,6 +290,8 @@ def two_files(daemon: Daemon) -> Daemon:
     return daemon
 
 
+@pytest.mark.promise("checked")
+@pytest.mark.promise("target")
 @pytest.mark.parametrize("how", FIRST_BAD)
 def test_damage_is_an_error_that_names_the_part(two_files: Daemon, how: str) -> None:
     damaged(two_files, how)
@@ -306,6 +312,7 @@ def test_damage_is_an_error_that_names_the_part(two_files: Daemon, how: str) -> 
     assert fields(two_files.ask(b"list b\n")[0])["status"] == "ready"
 
 
+@pytest.mark.promise("checked")
 @pytest.mark.parametrize("how", FIRST_BAD)
 def test_frames_never_carry_bad_bytes(two_files: Daemon, how: str) -> None:
     damaged(two_files, how)
@@ -317,6 +324,7 @@ def test_frames_never_carry_bad_bytes(two_files: Daemon, how: str) -> None:
         assert wire.ask(b"ping\n") == [b"OK ping"]
 
 
+@pytest.mark.promise("checked")
 def test_cat_of_damage_before_the_first_byte_is_an_error_line(two_files: Daemon) -> None:
     damaged(two_files, "missing")
     with two_files.connect() as wire:
@@ -325,6 +333,7 @@ def test_cat_of_damage_before_the_first_byte_is_an_error_line(two_files: Daemon)
         assert wire.at_eof()
 
 
+@pytest.mark.promise("checked")
 def test_cat_of_damage_after_the_first_byte_resets_the_connection(daemon: Daemon) -> None:
     content = noise(40 * PART)
     daemon.ask(b"put - name=long size=%d\n" % len(content) + content)
@@ -335,6 +344,7 @@ def test_cat_of_damage_after_the_first_byte_resets_the_connection(daemon: Daemon
         wire.rest()
 
 
+@pytest.mark.promise("checked")
 @pytest.mark.parametrize("way", ["path", "frames"])
 def test_on_error_zero_saves_the_rest(two_files: Daemon, way: str) -> None:
     damaged(two_files, "flip")
@@ -370,6 +380,7 @@ def test_damage_outside_the_range_is_no_matter(two_files: Daemon) -> None:
     assert content == CONTENT[2 * PART :] and code(final) == "OK"
 
 
+@pytest.mark.promise("checked")
 def test_verify_names_every_bad_part(two_files: Daemon) -> None:
     with two_files.connect() as wire:
         assert wire.ask(b"verify\n") == [b"OK verify files=2 parts=5 bytes=%d" % (SIZE + 5)]
@@ -389,6 +400,7 @@ def test_verify_of_an_unknown_file_reads_nothing(two_files: Daemon) -> None:
     assert code(reply) == "not-found"
 
 
+@pytest.mark.promise("checked")
 def test_damage_is_remembered_and_forgotten_when_the_bytes_are_back(two_files: Daemon) -> None:
     (pack,) = [pack for pack in two_files.packs() if pack.stat().st_size > PART]
     aside = two_files.home / "aside"
@@ -425,6 +437,7 @@ def test_a_file_deleted_while_it_is_read_is_read_to_its_end(daemon: Daemon) -> N
     assert daemon.packs() == []
 
 
+@pytest.mark.promise("whole")
 def test_a_file_replaced_while_it_is_read_is_one_whole_version(daemon: Daemon) -> None:
     old, new = noise(24 << 20, 1), noise(1000, 2)
     daemon.ask(b"put - name=v size=%d\n" % len(old) + old)

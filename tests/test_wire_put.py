@@ -46,6 +46,7 @@ def assert_nothing_stored(daemon: Daemon, but: int = 0) -> None:
 # --- all framings, all sizes --------------------------------------------------------------------
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("framing", ["size", "chunked", "eof", "path"])
 @pytest.mark.parametrize("size", SIZES)
 def test_content_comes_back_byte_by_byte(shared_daemon: Daemon, framing: str, size: int) -> None:
@@ -133,6 +134,7 @@ def test_sizes_may_be_upper_case_and_tagged(wire: Wire) -> None:
     assert wire.line().startswith(b"@t OK put ")
 
 
+@pytest.mark.promise("memory")
 def test_more_than_the_memory_goes_through(daemon: Daemon) -> None:
     size = 2 * int(daemon.stats()["memory_limit"])
     content = noise(1 << 20) * (size >> 20)
@@ -179,6 +181,7 @@ def test_names_are_any_bytes_and_come_back_quoted(shared_daemon: Daemon, given: 
         assert sum(line.endswith(b" name=" + shown) for line in wire.ask(b"list\n")) == 1
 
 
+@pytest.mark.promise("answered")
 @pytest.mark.parametrize("name", [b"", b'""', b"n" * 1025, rb'"a\x00b"'])
 def test_names_out_of_bounds_are_refused_and_the_content_thrown_away(wire: Wire, name: bytes) -> None:
     wire.send(b"put - name=%s size=5\nquit\nping\n" % name)
@@ -210,6 +213,7 @@ def test_a_path_may_be_any_bytes(daemon: Daemon) -> None:
     assert daemon.ask(b'put "\\xff\\n"\n')[-1].endswith(rb' name="\xff\n"')
 
 
+@pytest.mark.promise("answered")
 @pytest.mark.parametrize(
     ("source", "word"),
     [
@@ -287,6 +291,7 @@ def test_a_sparse_source_is_stored_in_full(daemon: Daemon) -> None:
     assert fields(daemon.ask(b"put sparse\n")[-1])["etag"] == etag(bytes(100 * PART + 1))
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("change", ["shrink", "rewrite", "touch"])
 def test_a_source_that_changes_while_it_is_read_is_not_stored(daemon: Daemon, change: str) -> None:
     source = daemon.root / "source"
@@ -316,6 +321,7 @@ def test_a_source_that_changes_while_it_is_read_is_not_stored(daemon: Daemon, ch
     assert_nothing_stored(daemon)
 
 
+@pytest.mark.promise("whole")
 def test_a_source_that_grows_is_stored_as_it_was_or_not_at_all(daemon: Daemon) -> None:
     source = daemon.root / "log"
     source.write_bytes(noise(1000))
@@ -399,6 +405,7 @@ def test_a_taken_name_is_refused_from_a_path_too(daemon: Daemon) -> None:
     assert code(daemon.ask(b"put a replace=yes\n")[-1]) == "OK"
 
 
+@pytest.mark.promise("whole")
 def test_of_two_puts_of_one_name_one_is_stored(daemon: Daemon) -> None:
     with daemon.connect() as first, daemon.connect() as second:
         first.send(b"put - name=same size=3\na")
@@ -438,6 +445,7 @@ CUT: list[bytes] = [
 ]
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("sent", CUT, ids=lambda sent: repr(sent[:50]))
 def test_content_cut_short_gets_one_error_and_stores_nothing(daemon: Daemon, sent: bytes) -> None:
     with daemon.connect() as wire:
@@ -449,6 +457,7 @@ def test_content_cut_short_gets_one_error_and_stores_nothing(daemon: Daemon, sen
     assert_nothing_stored(daemon)
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize(
     "sent", [*CUT, b"put - name=cut size=eof\nabc", b"put - name=cut size=eof\n" + bytes(40 * PART)]
 )
@@ -462,6 +471,7 @@ def test_a_client_that_breaks_off_leaves_nothing(daemon: Daemon, sent: bytes) ->
     assert code(daemon.ask(by_size("cut", b"again"))[-1]) == "OK"
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("frames", [b"", b"DATA 3\nabc", (b"DATA 65536\n" + bytes(65536)) * 40])
 def test_abort_gives_an_upload_up(daemon: Daemon, frames: bytes) -> None:
     with daemon.connect() as wire:
@@ -479,6 +489,7 @@ def test_a_frame_over_the_limit_is_an_error(daemon: Daemon) -> None:
     assert_nothing_stored(daemon)
 
 
+@pytest.mark.promise("whole")
 @pytest.mark.parametrize("line", [b"DATA", b"DATA x", b"DATA -1", b"DATA 1 2", b"DATA 1 a=b", b"nonsense"])
 def test_a_broken_frame_header_does_not_store_half_a_file(daemon: Daemon, line: bytes) -> None:
     with daemon.connect() as wire:
@@ -534,6 +545,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.promise("full")
 @pytest.mark.root
 def test_a_full_store_refuses_and_leaves_nothing_behind(small_disk: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -552,6 +564,7 @@ def test_a_full_store_refuses_and_leaves_nothing_behind(small_disk: Path, tmp_pa
         assert code(daemon.ask(by_size("fits", content[: PART * 4]))[-1]) == "OK"
 
 
+@pytest.mark.promise("full")
 @pytest.mark.root
 def test_deleting_works_when_not_a_byte_is_left(small_disk: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"

@@ -6,6 +6,8 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.harness import PART, Daemon, noise
 from tests.test_wire_small import digests_of, get_all
 from tests.wire import Wire, code, fields
@@ -139,6 +141,7 @@ def test_readers_do_not_notice(daemon: Daemon) -> None:
         assert not pack.exists() and len(daemon.packs()) == 1
 
 
+@pytest.mark.promise("checked")
 def test_a_damaged_pack_stays_as_it_is(daemon: Daemon) -> None:
     files = {f"f{at}": noise(3000, at) for at in range(20)}
     with daemon.connect() as wire:

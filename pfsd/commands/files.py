@@ -49,11 +49,11 @@ async def rename(engine: Engine, ref: FileRef, name: bytes, replace: bool) -> Fi
     file = engine.ready(ref)
     if file.name == name:
         return file
-    await finish(_rename(engine, file, name, replace))
+    await finish(_rename(engine, ref, file, name, replace))
     return file
 
 
-async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> None:
+async def _rename(engine: Engine, ref: FileRef, file: File, name: bytes, replace: bool) -> None:
     engine.claim(name, replace)
     try:
         interrupted = engine.registry.storing(name)
@@ -63,7 +63,7 @@ async def _rename(engine: Engine, file: File, name: bytes, replace: bool) -> Non
             await engine.give_up(interrupted)
         old = engine.registry.find(name)
         async with engine.locked([file] + ([old] if old else [])):
-            _check_still_ready(engine, file)
+            _check_still_ready(engine, ref, file)
             old = engine.registry.find(name) if old else None
             await engine.committer.commit([records.Rename(file=file.id, name=name, replaces=old.id if old else 0)])
     finally:
@@ -78,7 +78,7 @@ async def delete(engine: Engine, refs: Sequence[FileRef]) -> list[Deleted]:
     An unknown file among them removes none. A file that is being read keeps its packs until that is over. A put
     that was cut short, and is kept to be resumed, can be removed by its id.
     """
-    files = list({file.id: file for file in (_deletable(engine, ref) for ref in refs)}.values())
+    files = [(ref, _deletable(engine, ref)) for ref in refs]
     return [
         # Shielded: who stops waiting for a removal does not stop it.
         deleted._replace(freed=await asyncio.shield(removal)) if removal else deleted
@@ -91,16 +91,20 @@ def _deletable(engine: Engine, ref: FileRef) -> File:
     return file if engine.is_interrupted(file) else engine.ready(ref)
 
 
-async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, asyncio.Task[int] | None]]:
+async def _delete(
+    engine: Engine, meant: Sequence[tuple[FileRef, File]]
+) -> list[tuple[Deleted, asyncio.Task[int] | None]]:
     """The files are gone; their packs go in the background, and tell how much it was unless a reader keeps them."""
+    files = list({file.id: file for _, file in meant}.values())
     async with engine.locked(files):
+        for ref, file in meant:
+            if not engine.is_interrupted(file):
+                _check_still_ready(engine, ref, file)
         with ExitStack() as claims:
             for file in files:
                 if engine.is_interrupted(file):
                     engine.claim(file.name, replace=True)  # nobody goes on with it meanwhile
                     claims.callback(engine.disclaim, file.name)
-                else:
-                    _check_still_ready(engine, file)
             facts = [(file, file.name, file.parts) for file in files]
             dropped = {
                 file.id: (engine.registry.footprint(file.id), engine.registry.packs_of(file.id))
@@ -127,9 +131,11 @@ async def _delete(engine: Engine, files: Sequence[File]) -> list[tuple[Deleted, 
     return deleted
 
 
-def _check_still_ready(engine: Engine, file: File) -> None:
-    """Another command may have had the file first."""
+def _check_still_ready(engine: Engine, ref: FileRef, file: File) -> None:
+    """Another command may have had the file first, and even given it another name than the one it was meant by."""
     if engine.registry.file(file.id) is not file:
         raise NotFound(f"file {file.id} was just deleted", id=file.id)
     if file.status not in (Status.READY, Status.DAMAGED):
         raise NotReady(f"file {file.id} is being deleted", id=file.id)
+    if isinstance(ref, bytes) and file.name != ref:
+        raise NotReady(f"file {file.id} was just renamed", id=file.id)

@@ -24,7 +24,7 @@ from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, Progress, fd_path
 from pfsd.commands.resume import Kept, key_of_path, missing, take_up
 from pfsd.commands.shared import SmallFile
-from pfsd.errors import Busy, Cancelled, Changed, RequestError
+from pfsd.errors import Busy, Cancelled, Changed, Denied, RequestError, from_os_error
 from pfsd.fair import Flow
 from pfsd.protocol import check_name
 
@@ -89,8 +89,9 @@ class Storing:
     async def __aenter__(self) -> Storing:
         self._engine.claim(self._name, self._replace)
         try:
-            interrupted = self._engine.registry.storing(self._name) is not None
-            earlier = await finish(self._take_up()) if interrupted else None
+            interrupted = self._engine.registry.storing(self._name)
+            self._check_room(interrupted.size if interrupted else 0)
+            earlier = await self._take_up() if interrupted else None
         except BaseException:
             self._engine.disclaim(self._name)
             raise
@@ -115,9 +116,15 @@ class Storing:
                 self._engine.shared.release(self._shared_pack, given_up=not self._committed)
             self._engine.disclaim(self._name)
 
+    def _check_room(self, kept: int) -> None:
+        """NoSpace before anything is stored, if that is certain; how far content shrinks is not known beforehand."""
+        raw = self._engine.coding.choose().codec == "none"
+        self._engine.check_room(max(0, (self._size or 0) - kept) if raw else 0)
+
     async def _take_up(self) -> Kept | None:
         # What comes over a connection comes from a place on, not into gaps.
-        return await take_up(self._engine, self._name, self._source, self.part_size, from_start=self._size is None)
+        from_start = self._size is None
+        return await take_up(self._engine, self._name, self._source, self.part_size, self._flow, from_start=from_start)
 
     def _go_on(self, earlier: Kept) -> None:
         self.file_id, self._put_id, self._created = earlier.file, earlier.put, earlier.created
@@ -346,6 +353,7 @@ async def put_path(
     async with opened(partial(engine.roots.open_source, source), os.close) as fd:
         before = os.fstat(fd)
         size = progress.total = before.st_size
+        _check_honest(fd, size)
         key = key_of_path(fd, before, engine.settings.part_size) if resumable else ""
         async with Storing(engine, name, replace, size, flow, key) as storing:
             progress.bytes = progress.skipped = storing.resumed
@@ -395,6 +403,15 @@ async def _store_run(storing: Storing, seq: int, extents: list[Extent], source: 
 def part_sizes(size: int, part_size: int) -> list[int]:
     """The sizes of the parts that `size` bytes make."""
     return [min(part_size, size - offset) for offset in range(0, size, part_size)]
+
+
+def _check_honest(fd: int, size: int) -> None:
+    """Refuse what claims to be empty and is not, as files of /proc do: it would be stored as empty."""
+    try:
+        if not size and os.pread(fd, 1, 0):
+            raise Denied("the source has content but no size, as files of /proc do; send its content with put -")
+    except OSError as error:
+        raise from_os_error(error, "reading the source") from error
 
 
 def _check_unchanged(before: os.stat_result, after: os.stat_result) -> None:

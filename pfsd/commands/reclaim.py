@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pfsd import packs, records, stores, work
 from pfsd.aio import finish
 from pfsd.commands.engine import Engine
-from pfsd.errors import Missing, RequestError
+from pfsd.errors import Missing, NoSpace, RequestError
 from pfsd.fair import Flow
 from pfsd.registry import File, Part, Status
 
@@ -39,6 +39,7 @@ class Reclaimer:
         self._waste: dict[int, int] = {}  # of the same
         self._unknown: set[int] = set()  # packs with waste, whose sizes have to be looked up
         self._mostly_dead: set[int] = set()
+        self._postponed: set[int] = set()  # mostly dead too, for when something more was freed: the disk was full
         self._work: asyncio.Task[None] | None = None
         self._stopped = False
         #: Bytes of waste there are.
@@ -55,6 +56,8 @@ class Reclaimer:
                 self._weigh(pack)
             elif self._engine.registry.is_used(pack):
                 self._unknown.add(pack)
+        self._mostly_dead |= self._postponed & self._waste.keys()
+        self._postponed.clear()
         if self._unknown or self._mostly_dead:
             self._start()
 
@@ -115,12 +118,16 @@ class Reclaimer:
     async def _try_copy(self, pack: int) -> None:
         try:
             await self._copy(pack)
+        except NoSpace as error:
+            log.info("pack %016x is mostly dead and waits for room: %s", pack, error)
+            self._postponed.add(pack)
         except RequestError as error:
             if self._engine.registry.is_used(pack):
                 log.warning("pack %016x is mostly dead and stays as it is: %s", pack, error)
 
     async def _copy(self, pack: int) -> None:
         engine, size = self._engine, self._sizes[pack]
+        engine.check_room(engine.registry.live_bytes_of(pack))
         found = await engine.workers.run(work.list_pack, pack, self._flow, size)
         runs = self._live_runs(pack, found)
         if not runs:

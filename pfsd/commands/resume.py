@@ -7,16 +7,23 @@ the same name, takes the kept runs as its own. How parts are stored, and content
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pfsd import hashing, records, stores
+from pfsd.aio import Window, finish
+from pfsd.budget import Extent
 from pfsd.commands.engine import Engine
 from pfsd.errors import Corrupt, Missing, UsageError
+from pfsd.fair import Flow
 from pfsd.records import Run
-from pfsd.registry import File, Registry, Source
+from pfsd.registry import File, Part, Registry, Source
+
+log = logging.getLogger(__name__)
 
 #: An interrupted put that began longer ago than this is dropped at the start of the daemon.
 KEEP_SECONDS = 7 * 24 * 3600
@@ -67,26 +74,32 @@ def key_of_upload(key: bytes) -> str:
 # --- going on -----------------------------------------------------------------------------------
 
 
-async def take_up(engine: Engine, name: bytes, key: str, part_size: int, *, from_start: bool) -> Kept | None:
+async def take_up(
+    engine: Engine, name: bytes, key: str, part_size: int, flow: Flow, *, from_start: bool
+) -> Kept | None:
     """What is kept under a name that the caller has claimed, if it has this key; anything else there is dropped.
 
-    Only runs whose packs are in the store, as long as they should be, are relied upon. With `from_start` only
-    full parts without a gap: the rest will come again.
+    Only runs that are in the store, each part as it was, are relied upon: now is the last time that its source is at
+    hand. With `from_start` only full parts without a gap: the rest will come again.
     """
     file = engine.registry.storing(name)
     if file is None:
         return None
     source = engine.registry.source(file.id)
     if source is None or source.key != key or file.part_size != part_size:
-        await engine.give_up(file)
+        await finish(engine.give_up(file))
         return None
     engine.committer.forgive(file.id)
     runs = engine.registry.stored_runs(file.id)
     usable = await asyncio.to_thread(lambda: [run for run in runs if _is_in_store(engine.store, run)])
     if from_start:
         usable = list(_from_start(usable, part_size))
+    sound = await _sound_runs(engine, file, {run.seq for run in usable}, flow)
+    usable = [run for run in usable if run.seq in sound]
+    if from_start:
+        usable = list(_from_start(usable, part_size))
     if len(usable) < len(runs):
-        await _keep_only(engine, file, source, usable)
+        await finish(_keep_only(engine, file, source, usable))
     return Kept(file.id, file.created, source.put, usable)
 
 
@@ -99,6 +112,27 @@ def _is_in_store(store: stores.PackStore, run: Run) -> bool:
             return pack.size == offset + run.head + stored
     except (Missing, Corrupt, OSError):
         return False
+
+
+async def _sound_runs(engine: Engine, file: File, seqs: set[int], flow: Flow) -> set[int]:
+    """Those of the runs of a file that begin at these parts in which every part passes its checks."""
+    sound = set(seqs)
+
+    async def check(first: int, parts: Sequence[Part], extents: Sequence[Extent]) -> None:
+        if (await engine.load(parts, extents, flow)).bad:
+            sound.discard(first)
+
+    async with Window(len(engine.workers) + 1) as window:
+        for run in engine.registry.runs(file.id):
+            first = run[0].seq
+            while run and first in sound:
+                await window.room()
+                extents = await engine.take([part.size for part in run], flow)
+                window.start_now(check(first, run[: len(extents)], extents), partial(engine.budget.give, extents))
+                run = run[len(extents) :]
+    if len(sound) < len(seqs):
+        log.warning("file %d was cut short, and %d runs of it are damaged: stored anew", file.id, len(seqs - sound))
+    return sound
 
 
 def _from_start(runs: Sequence[Run], part_size: int) -> Iterator[Run]:

@@ -39,10 +39,17 @@ def open_store(path: str, *, sync: bool, epoch: str) -> LocalStore:
     """Open the store in the directory `path`, an absolute path. StoreUnavailable when it cannot be used."""
     if not os.path.isabs(path):
         raise StoreUnavailable(f"the path of a store must be absolute, not {path!r}")
+    store = LocalStore(Path(path), sync, epoch)
     try:
-        return LocalStore(Path(path), sync, epoch)
+        store.make_directories()
     except OSError as error:
         raise StoreUnavailable(f"the store {path} cannot be used: {error.strerror}") from error
+    return store
+
+
+def open_for_reading(path: Path) -> LocalStore:
+    """Open what there is of a store without making anything; only `open` and `list` can be used."""
+    return LocalStore(path, sync=False, epoch="none")
 
 
 class LocalStore:
@@ -57,8 +64,12 @@ class LocalStore:
         #: Directories of packs whose own entry is known to be durable. Not those that were found: the daemon
         #: that made them may have died before it synced their parent.
         self._durable_dirs: set[Path] = set()
-        for directory in (path, self._packs, self._tmp, self._own_tmp):
+
+    def make_directories(self) -> None:
+        """Make what a store needs of directories, unless it is there. OSError."""
+        for directory in (self._path, self._packs, self._tmp):
             disk.make_dir(directory)
+        self._make_own_tmp()
 
     # --- writing ---
 
@@ -78,9 +89,19 @@ class LocalStore:
             raise
         return size
 
+    def _make_own_tmp(self) -> None:
+        """A full disk must not keep a daemon from starting, to delete: what others staged goes, and makes room."""
+        try:
+            disk.make_dir(self._own_tmp)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.sweep_staged()
+            disk.make_dir(self._own_tmp)
+
     def publish(self, staged: Sequence[tuple[str, int]]) -> None:
         for token, pack in staged:
-            target = self._pack_path(pack)
+            target = self.path_of(pack)
             disk.make_dir(target.parent)
             if disk.exists(target):  # no race: one daemon holds the lock, and it counts packs up
                 raise FileExistsError(errno.EEXIST, "a pack is never replaced", str(target))
@@ -89,7 +110,7 @@ class LocalStore:
     def sync_published(self, packs: Iterable[int]) -> None:
         if not self._sync:
             return
-        parents = {self._pack_path(pack).parent for pack in packs}
+        parents = {self.path_of(pack).parent for pack in packs}
         for parent in parents:
             disk.fsync_dir(parent)
         if not parents <= self._durable_dirs:
@@ -107,7 +128,7 @@ class LocalStore:
         failure: OSError | None = None
         for pack in packs:
             try:
-                freed += _remove(self._pack_path(pack))
+                freed += _remove(self.path_of(pack))
             except (FileNotFoundError, NotADirectoryError):
                 pass
             except OSError as error:
@@ -134,7 +155,7 @@ class LocalStore:
     # --- reading ---
 
     def open(self, pack: int) -> LocalReader:
-        path = self._pack_path(pack)
+        path = self.path_of(pack)
         try:
             fd = disk.open_file(path, disk.READ)
         except (FileNotFoundError, NotADirectoryError):
@@ -156,10 +177,11 @@ class LocalStore:
             for entry in disk.entries(self._packs / directory.name):
                 match = _PACK_NAME.fullmatch(entry.name)
                 pack = int(match[1], 16) if match else -1
-                if match and entry.is_file and self._pack_path(pack).parent.name == directory.name:
+                if match and entry.is_file and self.path_of(pack).parent.name == directory.name:
                     yield PackInfo(pack, entry.size)
 
-    def _pack_path(self, pack: int) -> Path:
+    def path_of(self, pack: int) -> Path:
+        """Where a pack is, or would be."""
         return self._packs / f"{pack >> FANOUT_BITS:05x}" / f"{pack:016x}.pack"
 
 

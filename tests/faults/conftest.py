@@ -19,6 +19,13 @@ def count(pytestconfig: pytest.Config) -> Count:
     return lambda quick, all_of_them: all_of_them if full else quick
 
 
+@pytest.fixture(scope="session")
+def thorough(count: Count) -> None:
+    """For tests that take too long for `make test`."""
+    if not count(0, 1):
+        pytest.skip("with --faults=full only")
+
+
 @pytest.fixture
 def in_memory() -> Iterator[Path]:
     """A directory that is not on a disk: for what is killed and started so often that syncs would be all it does."""

@@ -13,7 +13,7 @@ def inject(daemon: Daemon, *faults: str) -> None:
     """Arm faults, `FUNCTION:PATTERN:N:ACTION` (see injection/sitecustomize.py), for the next starts; none disarms."""
     log = daemon.home / "faults"
     log.unlink(missing_ok=True)
-    for key in ("PYTHONPATH", "PFSD_TEST_FAULT", "PFSD_TEST_FAULT_LOG"):
+    for key in ("PFSD_TEST_FAULT", "PFSD_TEST_FAULT_LOG"):
         daemon.environ.pop(key, None)
     if faults:
         daemon.environ |= {
@@ -21,6 +21,11 @@ def inject(daemon: Daemon, *faults: str) -> None:
             "PFSD_TEST_FAULT": ",".join(faults),
             "PFSD_TEST_FAULT_LOG": str(log),
         }
+
+
+def compact_above(daemon: Daemon, nbytes: int) -> None:
+    """Let journals above this size be compacted as soon as they are mostly dead, at the next starts."""
+    daemon.environ |= {"PYTHONPATH": str(_INJECTION), "PFSD_TEST_COMPACT_ABOVE": str(nbytes)}
 
 
 def fired(daemon: Daemon) -> list[str]:
