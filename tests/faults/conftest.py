@@ -26,6 +26,12 @@ def thorough(count: Count) -> None:
         pytest.skip("with --faults=full only")
 
 
+def often_enough(count: Count) -> None:
+    """Skip a variant that adds little to the others of its test, unless everything is tried."""
+    if not count(0, 1):
+        pytest.skip("one variant of several: with --faults=full only")
+
+
 @pytest.fixture
 def in_memory() -> Iterator[Path]:
     """A directory that is not on a disk: for what is killed and started so often that syncs would be all it does."""
