@@ -119,7 +119,11 @@ class Daemon:
         addresses = self._settings["listen"]
         count = len(addresses) if isinstance(addresses, list) else 1
         self.ready_lines = _lines(process.stdout, count)
-        assert len(self.ready_lines) == count, f"not ready: {self.ready_lines}\n{self.log}"
+        if len(self.ready_lines) != count:
+            self.process = None  # nobody needs to stop it, and that it could not be stopped would hide why
+            process.kill()
+            process.communicate()
+            raise AssertionError(f"not ready: {self.ready_lines}\n{self.log}")
         for line in self.ready_lines:
             if found := re.fullmatch(r"pfsd ready on .*:(\d+)", line):
                 self.port = int(found[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,16 @@ def often_enough(count: Count) -> None:
         pytest.skip("one variant of several: with --faults=full only")
 
 
-@pytest.fixture
-def in_memory() -> Iterator[Path]:
+@contextmanager
+def directory_in_memory() -> Iterator[Path]:
     """A directory that is not on a disk: for what is killed and started so often that syncs would be all it does."""
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="pfsd-", dir=where) as path:
         yield Path(path)
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """The same for one test."""
+    with directory_in_memory() as path:
+        yield path

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.faults import store
+from tests.faults import offline, store
 from tests.faults.possible import Impossible, Operation, Possible
 from tests.harness import Daemon
 from tests.wire import Wire, code, fields
@@ -112,6 +112,7 @@ class Oracle:
         self._log_path = home / "oracle.log"
         self._log = self._log_path.open("a", buffering=1)
         self._home = home
+        self._kept: Path | None = None  # where the log is when something was wrong
         self._lock = threading.Lock()
         self._numbers = 0
         self._round = 0
@@ -197,11 +198,15 @@ class Oracle:
             self._fail_if([str(error)])
 
     def check_twice(self, daemon: Daemon) -> None:
-        """A start writes nothing that the one before it has not."""
+        """Who reads the store without a daemon finds all well, and a start writes nothing that the last one has not."""
         journal = daemon.store / "journal.jsonl"
-        listed, before = daemon.ask(b"list\n"), journal.read_bytes()
-        daemon.restart()
+        listed = daemon.ask(b"list\n")
+        daemon.stop()
+        before = journal.read_bytes()
         try:
+            exit_code, said = offline.check(daemon)
+            assert exit_code == 0, f"check ends with {exit_code}: {said}"
+            daemon.start()
             assert daemon.ask(b"list\n") == listed, "a second start lists other files"
             assert journal.read_bytes() == before, "a second start writes to the journal"
         except AssertionError as error:
@@ -416,12 +421,16 @@ class Oracle:
         if not wrong:
             return
         self._note(f"WRONG {wrong}")
-        kept = Path(tempfile.mkdtemp(prefix="pfsd-oracle-", dir="/tmp"))
-        shutil.copy(self._log_path, kept)
-        for name in ("stderr", "config.yaml", "faults"):
-            if (self._home / name).exists():
-                shutil.copy(self._home / name, kept)
-        raise AssertionError("\n".join([*wrong, f"log: {kept}", f"seed: {self.seed}", f"again: {self.rerun}"]))
+        raise AssertionError("\n".join([*wrong, f"log: {self.keep()}", f"seed: {self.seed}", f"again: {self.rerun}"]))
+
+    def keep(self) -> Path:
+        """Put the log, and what the daemon has said, where they stay; returns the directory, always the same one."""
+        if self._kept is None:
+            self._kept = Path(tempfile.mkdtemp(prefix="pfsd-oracle-", dir="/tmp"))
+            for path in (self._log_path, *(self._home / name for name in ("stderr", "config.yaml", "faults"))):
+                if path.exists():
+                    shutil.copy(path, self._kept)
+        return self._kept
 
 
 def group_of(name: str) -> str:

@@ -42,6 +42,18 @@ class Soak:
         self._table: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
         self.rounds = 0
 
+    def run(self, rounds: int, until: float) -> None:
+        """So many rounds, or until then. AssertionError for what is wrong."""
+        self.start()
+        while self.rounds < rounds and time.monotonic() < until:
+            self.round()
+            if self.rounds % LINE_EACH == 0:
+                self._oracle.check_twice(self._daemon)
+                counts, live = dict(self._oracle.outcomes), self._oracle.live_bytes
+                print(f"{self.rounds} rounds, {counts}, {live} bytes", flush=True)
+        self._oracle.check_twice(self._daemon)
+        self._daemon.stop()
+
     def start(self) -> None:
         """Start the daemon with a configuration of its own."""
         choose = self._random.choice
@@ -107,17 +119,15 @@ def main() -> int:
             daemon = stack.enter_context(disk.daemon() if disk else Daemon(home, log_level="info"))
             oracle = stack.enter_context(Oracle(home, arguments.seed, rerun=rerun))
             soak = Soak(daemon, disk, oracle, kinds)
-            soak.start()
-            while soak.rounds < arguments.rounds and time.monotonic() < until:
-                try:
-                    soak.round()
-                except AssertionError:
-                    kept = Path(tempfile.mkdtemp(prefix="pfsd-soak-", dir="/tmp"))
+            try:
+                soak.run(arguments.rounds, until)
+            except Exception:
+                kept = oracle.keep()
+                if daemon.store.exists():
                     shutil.copytree(daemon.store, kept / "store")
-                    print(f"round {soak.rounds + 1} has failed; the store is kept in {kept}", file=sys.stderr)
-                    raise
-                if soak.rounds % LINE_EACH == 0:
-                    print(f"{soak.rounds} rounds, {dict(oracle.outcomes)}, {oracle.live_bytes} bytes", flush=True)
+                print(f"round {soak.rounds + 1} has failed; store and log are kept in {kept}", file=sys.stderr)
+                print(f"again: {rerun}", file=sys.stderr)
+                raise
     except AssertionError as error:
         print(error, file=sys.stderr)
         return 1

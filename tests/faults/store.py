@@ -62,6 +62,33 @@ def replay(records: Iterable[dict[str, Any]]) -> dict[int, Kept]:
     return files
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a part are, header and payload."""
+
+    pack: int
+    offset: int
+    length: int
+
+
+def place_of(records: Iterable[dict[str, Any]], file: int, seq: int) -> Place:
+    """Where this part of this file is."""
+    place = None
+    for record in records:
+        if record.get("file") == file and record["type"] in ("parts", "moved", "ready"):
+            for run in [record["run"]] if "run" in record else record.get("runs", []):
+                if 0 <= (at := seq - run["seq"]) < len(run["parts"]):
+                    offset, _, stored, *_ = run["parts"][at]
+                    place = Place(run["pack"], offset, run["head"] + stored)
+    assert place, f"no record says where part {seq} of file {file} is"
+    return place
+
+
+def path_of(store: Path, pack: int) -> Path:
+    """The file of a pack."""
+    return store / "packs" / f"{pack // 4096:05x}" / f"{pack:016x}.pack"
+
+
 def packs_of(files: dict[int, Kept]) -> set[int]:
     """The packs that files use."""
     return {pack for file in files.values() for pack in file.packs.values()}
