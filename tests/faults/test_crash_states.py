@@ -362,7 +362,7 @@ class Site(NamedTuple):
     last: int
 
     def __str__(self) -> str:
-        return f"{self.module}:{self.function}:{self.call}"
+        return f"{self.module}:{self.first}:{self.function}:{self.call}"
 
 
 def sites() -> list[Site]:
