@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-faults fuzz check format bench clean
+.PHONY: run test test-faults soak fuzz check format bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -22,6 +22,11 @@ test-faults: $(VENV)/ready-dev
 SECONDS := 60
 fuzz: $(VENV)/ready-fuzz
 	@$(BIN)/python -m tests.fuzz.run $(SECONDS) $(TARGETS)
+
+# Crash one store again and again for HOURS, a fraction is fine; as root with power cuts.
+HOURS ?= 1
+soak: $(VENV)/ready-dev
+	@$(BIN)/python -m tests.faults.soak --hours $(HOURS) $(ARGS)
 
 check: $(VENV)/ready-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -287,9 +287,12 @@ class Uploads(_Transfers[StoredFile]):
     def _start_again(self) -> None:
         """Leave an upload unfinished: the end of the connection is the end of it, after all others are answered."""
         assert self._link is not None
-        self._link.end()
-        with suppress(ConnectionLost):
-            while True:
+        if self._link.end():
+            with suppress(ConnectionLost):
+                while True:
+                    self._receive()
+        else:
+            while self._waiting:
                 self._receive()
         if self._waiting:
             raise ConnectionLost("the daemon closed the connection")

@@ -16,8 +16,10 @@ from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.connection import Connection
 from pfsd.errors import RequestError
+from pfsd.guesses import Tokens
 from pfsd.protocol import Request, Value
 
 
@@ -27,7 +29,8 @@ class Service:
 
     engine: Engine
     reclaimer: Reclaimer
-    token: str | None
+    scrubber: Scrubber
+    tokens: Tokens
     allow_exit: str
     idle_seconds: float
     line_seconds: float
@@ -39,6 +42,19 @@ class Service:
     #: Requests at work; those that wait for their turn are not among them.
     running: set[asyncio.Task[Any]] = field(default_factory=set)
     stopping: bool = False
+
+
+@dataclass
+class Access:
+    """What one client may do."""
+
+    #: The verbs that work on the listener it came through; None is all.
+    allow: frozenset[str] | None
+    #: It has shown the token, or there is none.
+    trusted: bool
+    #: A token of it is being looked at.
+    asking: bool = False
+    wrong_tokens: int = 0
 
 
 class Answer:
@@ -133,7 +149,7 @@ class Call:
     client: int  # the number of its connection, for the log
     feed: Feed | None  # of an upload
     content: Content | None  # of a small upload that had come whole
-    trust: Callable[[], None]  # the client has shown the token
+    access: Access
 
     @property
     def engine(self) -> Engine:

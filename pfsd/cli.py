@@ -135,14 +135,10 @@ def _seconds(text: str) -> float:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    import logging
-
-    from pfsd import config
+    from pfsd import config, logs
 
     settings = config.load(arguments.config, os.environ)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logs.start(settings.log_level)
     from pfsd import daemon
 
     return daemon.main(settings)
@@ -220,7 +216,7 @@ its id, anything else (or anything, with --by-name) its name. Local paths are on
 --json prints one JSON object a line for every result, row and error ({"type": "error", "code": ..., "message": ...}).
 A name that is not UTF-8 is spelt readably in "name" and byte by byte in "name_hex". With get FILE - they go to stderr.
 
-PFSD_SERVER and PFSD_TOKEN in the environment stand for --server and the token.
+PFSD_SERVER, PFSD_CA and PFSD_TOKEN in the environment stand for --server, --ca and the token.
 Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted,
 143 terminated.
 """
@@ -288,8 +284,16 @@ def _client_parser() -> argparse.ArgumentParser:
         parents=[shared(False)],
     )
     server = os.environ.get("PFSD_SERVER") or None
+    forms = "HOST:PORT, tls://HOST:PORT or unix:PATH"
     parser.add_argument(
-        "--server", metavar="ADDRESS", default=server, help=f"HOST:PORT or unix:PATH ({DEFAULT_ADDRESS})"
+        "--server",
+        metavar="ADDRESS",
+        default=server,
+        help=f"{forms} ({DEFAULT_ADDRESS})",
+    )
+    ca = os.environ.get("PFSD_CA") or None
+    parser.add_argument(
+        "--ca", metavar="FILE", default=ca, type=Path, help="who vouches for the daemon's certificate, as PEM"
     )
     parser.add_argument("--token-file", metavar="FILE", type=Path, help="its first line is the daemon's token")
     parser.add_argument("--spawn", action="store_true", help="start a daemon if none answers")
@@ -333,13 +337,14 @@ async def _client(arguments: argparse.Namespace, token: str | None) -> int:
     if arguments.spawn:
         from pfsd import spawn
 
-        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet)
-    async with await Client.connect(address, token) as client:
+        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet, arguments.ca)
+    connect = partial(Client.connect, address, token, ca=arguments.ca)
+    async with await connect() as client:
         if hasattr(arguments, "run"):
             return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
     from pfsd import shell
 
-    return await shell.run(partial(Client.connect, address, token), as_json=arguments.json, quiet=arguments.quiet)
+    return await shell.run(connect, as_json=arguments.json, quiet=arguments.quiet)
 
 
 async def _command(client: Client, arguments: argparse.Namespace, out: console.Output) -> int:

@@ -21,6 +21,7 @@ import asyncio
 import hashlib
 import os
 import re
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
@@ -90,6 +91,8 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int | None], None]
 
 DEFAULT_ADDRESS = "127.0.0.1:7373"
+#: What the addresses begin with at which TLS is spoken.
+TLS = "tls://"
 #: A connection to a machine that is up takes milliseconds.
 CONNECT_SECONDS = 10.0
 
@@ -100,18 +103,26 @@ CONNECT_SECONDS = 10.0
 class Client:
     """A connection to a daemon; an async context manager that closes it."""
 
-    def __init__(self, line: Multiplexer, address: str, token: str | None) -> None:
+    def __init__(self, line: Multiplexer, address: str, token: str | None, tls: ssl.SSLContext | None) -> None:
         self._line = line
         self._address = address
         self._token = token
+        self._tls = tls
 
     @classmethod
-    async def connect(cls, address: str = DEFAULT_ADDRESS, token: str | None = None) -> Client:
-        """Connect to HOST:PORT, [IPV6]:PORT or unix:PATH, and show the token if there is one.
+    async def connect(
+        cls, address: str = DEFAULT_ADDRESS, token: str | None = None, *, ca: str | os.PathLike[str] | None = None
+    ) -> Client:
+        """Connect to HOST:PORT, [IPV6]:PORT, unix:PATH, or tls://HOST:PORT, and show the token if there is one.
 
-        Raises UsageError for an address of another form, CannotConnect when nobody answers, AuthError.
+        With tls:// the daemon must have a certificate for HOST. `ca` is a PEM file with the certificates that vouch
+        for it, which may be its own; without, those this machine trusts do.
+
+        Raises UsageError for an address of another form or a `ca` that is none, CannotConnect when nobody answers
+        or the certificate is not trusted, AuthError.
         """
-        client = cls(await _open(address), address, token)
+        tls = _tls_context(ca) if address.startswith(TLS) else None
+        client = cls(await _open(address, tls), address, token, tls)
         try:
             if token is not None:
                 await client._ask("auth", [Word(_bytes(token), quoted=True)])
@@ -299,7 +310,7 @@ class Client:
         from pfsd.link import Link
 
         token = None if self._token is None else _bytes(self._token)
-        return partial(Link, parse_address(self._address), token)
+        return partial(Link, parse_address(self._address), token, self._tls)
 
     def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
         """The content of a file, or of a range of it, which is cut short where the file ends.
@@ -632,16 +643,26 @@ _TCP = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^\[\]:/\s]+)):(?P<port>[0
 
 
 def parse_address(address: str) -> Path | tuple[str, int]:
-    """The path of a Unix socket, or host and port. UsageError for another form."""
+    """The path of a Unix socket, or host and port, also behind tls://. UsageError for another form."""
     if address.startswith("unix:") and len(address) > 5:
         return Path(address[5:])
-    found = _TCP.fullmatch(address)
+    found = _TCP.fullmatch(address.removeprefix(TLS))
     if not found or not 0 < int(found["port"]) < 65536:
-        raise UsageError(f"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not {protocol.show(_bytes(address))}")
+        forms = "HOST:PORT, [IPV6]:PORT, tls://HOST:PORT or unix:PATH"
+        raise UsageError(f"an address is {forms}, not {protocol.show(_bytes(address))}")
     return found["six"] or found["host"], int(found["port"])
 
 
-async def _open(address: str) -> Multiplexer:
+def _tls_context(ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
+    from pfsd import certificates
+
+    try:
+        return certificates.client_context(None if ca is None else Path(ca))
+    except certificates.BadCertificate as error:
+        raise UsageError(f"{ca} must hold the certificates to trust, but it {error}") from None
+
+
+async def _open(address: str, tls: ssl.SSLContext | None) -> Multiplexer:
     where = parse_address(address)
     loop = asyncio.get_running_loop()
     try:
@@ -649,15 +670,31 @@ async def _open(address: str) -> Multiplexer:
             if isinstance(where, Path):
                 _, line = await loop.create_unix_connection(Multiplexer, str(where))
             else:
-                _, line = await loop.create_connection(Multiplexer, *where)
+                host = where[0] if tls is not None else None
+                _, line = await loop.create_connection(Multiplexer, *where, ssl=tls, server_hostname=host)
     except TimeoutError:
         raise CannotConnect(f"{address} does not answer") from None
     except UnicodeError:  # of the codec for names of hosts
         raise UsageError(f"{protocol.show(_bytes(address))} has no name of a host") from None
     except OSError as error:
+        if tls is not None and (refusal := _refusal(error)):
+            raise CannotConnect(f"{address}: {refusal}") from None
         words = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise CannotConnect(f"no daemon answers at {address}: {words}") from None
     return line
+
+
+def _refusal(error: OSError) -> str | None:
+    """Why a TLS handshake failed, as far as that can be told."""
+    from pfsd import certificates
+
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return certificates.untrusted(error)
+    if isinstance(error, ssl.SSLError):
+        return f"what answers there does not speak TLS as it should: {error.reason or error}"
+    if isinstance(error, ConnectionResetError | ConnectionAbortedError):
+        return "the connection was closed before the TLS handshake was done"
+    return None
 
 
 def _bytes(text: Name) -> bytes:

@@ -4,8 +4,8 @@
 daemon checks a setting again. Each key is one line of `Config`: its type, its default as one would write it
 in the file, and the function of `kinds` that reads it. `config.yaml` explains the keys to people.
 
-This module never opens a socket, starts a process or touches the store. It reads the configuration file and
-the token file, and asks whether the roots are directories.
+This module never opens a socket, starts a process or touches the store. It reads the configuration file, the
+token file and those of TLS, and asks whether the roots are directories.
 
 A plain YAML word is null (``null``, ``~`` or nothing), ``true``, ``false``, a decimal number, or text. These
 are the rules of YAML 1.2, not those of PyYAML, which would read ``idle_timeout: 10:00`` as 600 and
@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,8 @@ import yaml
 
 from pfsd import codecs, coding, kinds
 from pfsd.errors import ConfigError
-from pfsd.kinds import KIB, MIB, TIB, Address, format_size, printable, show
+from pfsd.kinds import KIB, MIB, TIB, Listener, UnixAddress, format_size, printable, show
+from pfsd.verbs import BEFORE_AUTH, VERBS
 
 #: Bytes of `memory` kept for what the daemon holds besides the slab: socket buffers and journal batches.
 DAEMON_RESERVE = 8 * MIB
@@ -37,9 +38,11 @@ SLAB_UNIT = 64 * KIB
 #: Most parts in one run. Longer ones save few journal bytes more, but delay the first byte of a get.
 MAX_RUN_PARTS = 16
 
+#: Of the mode of a file that holds a secret, what it must not have.
+_OPEN = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 #: A configuration is a page of text; anything bigger is some other file, and YAML is slow.
 MAX_FILE_BYTES = 256 * KIB
-#: A list in the mapping is all the nesting there is; a little more lets the error name the key.
+#: A list in a mapping in a list is all the nesting there is; a little more lets the error name the key.
 _MAX_DEPTH = 8
 
 
@@ -62,7 +65,7 @@ def _key(default: object, parse: kinds.Parser, *, is_list: bool = False, is_secr
 class Config:
     """All settings, checked. Paths are absolute, sizes are bytes, times are seconds."""
 
-    listen: tuple[Address, ...] = _key("127.0.0.1:7373", kinds.addresses, is_list=True)
+    listen: tuple[Listener, ...] = _key("127.0.0.1:7373", kinds.listeners(VERBS, BEFORE_AUTH), is_list=True)
     path: Path = _key("store", kinds.path)
     #: `auto` is already worked out.
     processes: int = _key("auto", kinds.processes)
@@ -74,9 +77,14 @@ class Config:
     #: The token in force, from wherever it came; None if none is needed.
     token: str | None = _key(None, kinds.token, is_secret=True)
     token_file: Path | None = _key(None, kinds.optional_path)
+    #: Both or none.
+    tls_cert: Path | None = _key(None, kinds.optional_path)
+    tls_key: Path | None = _key(None, kinds.optional_path)
     allow_exit: Literal["local", "anyone", "nobody"] = _key("local", kinds.choice("local", "anyone", "nobody"))
     durability: Literal["always", "none"] = _key("always", kinds.choice("always", "none"))
     md5: Literal["auto", "hashlib"] = _key("auto", kinds.choice("auto", "hashlib"))
+    #: In days; 0 is never.
+    verify_every: float = _key(30, kinds.days_or_never)
     loop: Literal["uvloop", "asyncio"] = _key("uvloop", kinds.choice("uvloop", "asyncio"))
     max_clients: int = _key(1000, kinds.integer(1, 100_000))
     #: 0 is never.
@@ -86,6 +94,8 @@ class Config:
     log_level: Literal["debug", "info", "warning", "error"] = _key(
         "info", kinds.choice("debug", "info", "warning", "error")
     )
+    #: What can be used and is unwise, a sentence each: for the log.
+    warnings: tuple[str, ...] = ()
 
     @property
     def slab_size(self) -> int:
@@ -100,9 +110,9 @@ class Config:
         return min(MAX_RUN_PARTS, max(1, self.slab_size // self.part_size // (2 * self.processes)))
 
 
+_KEYS: dict[str, _Key] = {each.name: each.metadata["key"] for each in fields(Config) if each.metadata}
 #: All keys, in the order of `Config`.
-KEYS: tuple[str, ...] = tuple(each.name for each in fields(Config))
-_KEYS: dict[str, _Key] = {each.name: each.metadata["key"] for each in fields(Config)}
+KEYS: tuple[str, ...] = tuple(_KEYS)
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -144,8 +154,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     _check_level(asked, values)
     _settle_token(asked, values)
     _check_exposure(asked, values)
+    _settle_tls(asked, values)
     _settle_processes(asked, values)
-    return Config(**values)
+    return Config(**values, warnings=tuple(_warnings(path, asked, values)))
 
 
 class _Asked:
@@ -162,6 +173,10 @@ class _Asked:
             return _KEYS[key].parse(self._values[key], base)
         except ValueError as error:
             raise self.refuse(key, str(error)) from None
+
+    def in_file(self, key: str) -> bool:
+        """Whether the value in force stands in the file."""
+        return key in self._given and key not in self._environ
 
     def refuse(self, key: str, reason: str) -> ConfigError:
         where = f"environment variable {_variable(key)}" if key in self._environ else self._file
@@ -196,12 +211,63 @@ def _check_exposure(asked: _Asked, values: dict[str, Any]) -> None:
     """An address that other machines can reach needs a token."""
     if values["token"] is not None:
         return
-    for address in values["listen"]:
-        if not address.is_local:
+    for listener in values["listen"]:
+        if not listener.address.is_local:
             raise asked.refuse(
                 "listen",
-                f"{address} can be reached from other machines: set token or token_file, "
+                f"{listener.address} can be reached from other machines: set token or token_file, "
                 "or listen on 127.0.0.1, [::1], localhost or unix:PATH",
+            )
+
+
+def _settle_tls(asked: _Asked, values: dict[str, Any]) -> None:
+    """With a certificate every TCP address speaks TLS that does not say no; Unix sockets never do."""
+    certificate, key = values["tls_cert"], values["tls_key"]
+    for given, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if values[given] is not None and values[other] is None:
+            raise asked.refuse(given, f"goes with {other}, which must be set too")
+    if certificate is not None:
+        _check_certificate(asked, certificate, key)
+    settled = []
+    for listener in values["listen"]:
+        is_tcp = not isinstance(listener.address, UnixAddress)
+        if listener.tls and not is_tcp:
+            raise asked.refuse("listen", f"{listener.address} is a Unix socket, which speaks no TLS; tls must be no")
+        if listener.tls and certificate is None:
+            raise asked.refuse("listen", f"{listener.address} is to speak TLS: tls_cert and tls_key must be set")
+        speaks = is_tcp and certificate is not None and listener.tls is not False
+        settled.append(listener._replace(tls=speaks))
+    values["listen"] = tuple(settled)
+
+
+def _check_certificate(asked: _Asked, certificate: Path, key: Path) -> None:
+    from pfsd import certificates  # of those who have one
+
+    for name, path, check in (("tls_cert", certificate, _check_regular), ("tls_key", key, _check_private)):
+        try:
+            with open(path, "rb", opener=_open_at_once) as file:
+                check(os.fstat(file.fileno()).st_mode)
+        except OSError as error:
+            raise asked.refuse(name, f"must be a readable file: {os.strerror(error.errno or 0)}") from None
+        except ValueError as error:
+            raise asked.refuse(name, str(error)) from None
+    try:
+        certificates.server_context(certificate, key)
+    except certificates.BadCertificate as error:
+        raise asked.refuse("tls_cert", f"must be a certificate in PEM form, but it {error}") from None
+    except certificates.BadKey as error:
+        raise asked.refuse("tls_key", f"must be the key of tls_cert in PEM form, but it {error}") from None
+
+
+def _warnings(path: Path, asked: _Asked, values: dict[str, Any]) -> Iterator[str]:
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if asked.in_file("token") and values["token"] is not None and mode & _OPEN:
+        yield f"{printable(str(path))} holds the token and is open to others (mode {mode:04o}): chmod 600 the file"
+    for listener in values["listen"]:
+        if not listener.address.is_local and not listener.tls:
+            yield (
+                f"{listener.address} can be reached from other machines, and token and files go there in plain text: "
+                "set tls_cert and tls_key, or use a tunnel"
             )
 
 
@@ -224,15 +290,22 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise ValueError("must be a regular file")
+
+
+def _check_private(mode: int) -> None:
+    """ValueError for the mode of anything but a regular file that only its owner can open."""
+    _check_regular(mode)
+    if mode & _OPEN:
+        raise ValueError(f"is open to others (mode {stat.S_IMODE(mode):04o}) and must be private: chmod 600 the file")
+
+
 def _read_token(path: Path) -> str:
     """First line of the token file, stripped. Raises OSError, or ValueError that never shows the content."""
     with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("must be a regular file")
-        if status.st_mode & (stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH):
-            mode = stat.S_IMODE(status.st_mode)
-            raise ValueError(f"is open to others (mode {mode:04o}) and must be private: chmod 600 the file")
+        _check_private(os.fstat(file.fileno()).st_mode)
         line = file.readline(MAX_FILE_BYTES)
     try:
         return kinds.check_token(line.decode().strip())
@@ -294,7 +367,7 @@ def _parse_yaml(text: str) -> dict[str, object]:
     """The top mapping of a YAML document; ValueError or YAMLError if there is no such thing."""
     _refuse_indirections(text)
     top = yaml.compose(text, Loader=yaml.SafeLoader)
-    if top is None or _value(top) is None:
+    if top is None or (isinstance(top, yaml.ScalarNode) and _value(top) is None):
         return {}
     if not isinstance(top, yaml.MappingNode):
         raise ValueError("must be lines of the form 'key: value'")
@@ -333,10 +406,18 @@ def _refuse_indirections(text: str) -> None:
 
 
 def _value(node: yaml.Node) -> object:
-    """What a node stands for: a scalar, a list, or an empty dict for a mapping, which no key takes."""
+    """What a node stands for: a scalar, a list, or a mapping, whose keys are text."""
     if isinstance(node, yaml.ScalarNode):
         return node.value if node.style else _plain(node.value)
-    return [_value(item) for item in node.value] if isinstance(node, yaml.SequenceNode) else {}
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    values: dict[str, object] = {}
+    for name, item in node.value:
+        key = str(name.value) if isinstance(name, yaml.ScalarNode) else show(_value(name))
+        if key in values:
+            raise ValueError(f"{_line(name.start_mark)}{show(key)}: is given twice; must be given once")
+        values[key] = _value(item)
+    return values
 
 
 def _secret(node: yaml.Node) -> object:

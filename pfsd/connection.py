@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import cast
 
 from pfsd.errors import Cancelled, UsageError
-from pfsd.protocol import Flood, Line, LineReader, LongLine
+from pfsd.protocol import Flood, Line, LineReader, LongLine, Tls
 
 #: Most bytes of lines, and of content behind them, that are received before somebody looks at them.
 MAX_PENDING = 256 << 10
@@ -137,6 +137,12 @@ class Connection(asyncio.BufferedProtocol):
         return host.startswith(("127.", "::ffff:127.")) or host == "::1"
 
     @property
+    def host(self) -> str:
+        """The peer's address without its port; `unix` of a Unix socket."""
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else "unix"
+
+    @property
     def peer(self) -> str:
         """The peer's address, for logs."""
         peer = self.transport.get_extra_info("peername")
@@ -151,7 +157,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- reading ---
 
     async def lines(self, on_idle: Callable[[], bool]) -> AsyncIterator[Line | LongLine]:
-        """The lines that arrive, until the end of input or a flood.
+        """The lines that arrive, until the end of input or a flood; the beginning of TLS is a UsageError.
 
         ConnectionLost when the client is idle, unless `on_idle()` says that it waits for an answer.
         UsageError for a line that the end of input cut off or that took too long.
@@ -162,6 +168,8 @@ class Connection(asyncio.BufferedProtocol):
             event = self._lines.next_event()
             if isinstance(event, Flood):
                 return
+            if isinstance(event, Tls):
+                raise UsageError("this listener speaks plain text, not TLS; the connection is closed")
             if event is not None:
                 started = None
                 yield event

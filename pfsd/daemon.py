@@ -13,43 +13,51 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import uvloop
 
-from pfsd import coding, disk, records, stores, work
+from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands import resume
 from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
+from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
 from pfsd.config import Config
 from pfsd.connection import Connection
 from pfsd.errors import (
     Busy,
     CannotListen,
+    ConfigError,
     Denied,
     ProcessesUnavailable,
     RegistryDamaged,
     RequestError,
     StorageFailed,
     StoreUnavailable,
+    UsageError,
 )
+from pfsd.guesses import Tokens
 from pfsd.journal import Journal
-from pfsd.kinds import Address, TcpAddress, UnixAddress
-from pfsd.listening import Listener, open_sockets
+from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
+from pfsd.listening import Acceptor, open_sockets
 from pfsd.paths import Roots
+from pfsd.protocol import LF, format_error
 from pfsd.registry import File, Registry
 from pfsd.session import Session
 from pfsd.spare import Spare
+from pfsd.tls import TlsTransport
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -62,6 +70,8 @@ CLOSE_SECONDS = 1.0
 EXIT_STOP_TIMED_OUT = 75
 #: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
 LOOK_SECONDS = 10.0
+#: What a client hears that sends plain text where TLS is spoken.
+PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text; the connection is closed"), None, LF)
 
 
 def main(config: Config) -> int:
@@ -80,14 +90,16 @@ class Daemon:
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
         self._exit_code = 0
-        self._listeners: list[Listener] = []
-        self._arriving: set[Connection] = set()  # taken, but not made yet
+        self._acceptors: list[Acceptor] = []
+        self._arriving: set[asyncio.BufferedProtocol] = set()  # taken, but not made yet
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._lock_fd = -1
 
     async def run(self) -> int:
         """The whole life; returns the exit code."""
+        for warning in self._config.warnings:
+            log.warning("%s", warning)
         self._open_store()
         await self._start_workers()
         try:
@@ -96,6 +108,7 @@ class Daemon:
             self._handle_signals()  # before anyone is told that it is ready, and may stop it
             await self._listen()
             watching = asyncio.create_task(self._watch_store())
+            self._scrubber.start()
             await self._stopped.wait()
             watching.cancel()
         except BaseException:
@@ -178,10 +191,12 @@ class Daemon:
             check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
+        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
-            token=config.token,
+            scrubber=self._scrubber,
+            tokens=Tokens(config.token),
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
             line_seconds=config.line_timeout,
@@ -228,19 +243,22 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
-        by_address = []
-        for address in self._config.listen:
+        by_listener = []
+        for listener in self._config.listen:
+            address, make = listener.address, partial(self._make_connection, listener)
+            if listener.tls:
+                make = partial(self._make_tls, listener, self._tls_context())
             if isinstance(address, UnixAddress):
                 _remove_stale_socket(address.path)
             try:
-                by_address.append((address, await open_sockets(address)))
+                by_listener.append((listener, make, await open_sockets(address)))
             except OSError as error:
                 words = error.strerror or str(error)
                 raise CannotListen(f"cannot listen on {address}: {words}") from error
-        for address, sockets in by_address:
+        for listener, make, sockets in by_listener:
             for sock in sockets:
-                self._listeners.append(Listener(sock, self._refusal, self._make_connection))
-                print(f"pfsd ready on {_listens_on(sock, address)}", flush=True)
+                self._acceptors.append(Acceptor(sock, self._refusal, make, says_why=not listener.tls))
+                print(f"pfsd ready on {_listens_on(sock, listener.address)}", flush=True)
 
     def _refusal(self, sock: socket.socket) -> RequestError | None:
         """Why a newcomer cannot stay, if it cannot."""
@@ -251,13 +269,29 @@ class Daemon:
             return Denied("this socket is for processes of its own user only")
         return None
 
-    def _make_connection(self) -> Connection:
-        return _Accepted(self._config.idle_timeout, self._config.line_timeout, self._arriving, self._serve)
+    def _tls_context(self) -> ssl.SSLContext:
+        certificate, key = self._config.tls_cert, self._config.tls_key
+        assert certificate is not None and key is not None
+        try:
+            return certificates.server_context(certificate, key)
+        except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
+            raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
 
-    def _serve(self, connection: Connection) -> None:
+    def _make_connection(self, listener: Listener) -> asyncio.BufferedProtocol:
+        config = self._config
+        return _Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+
+    def _make_tls(self, listener: Listener, context: ssl.SSLContext) -> asyncio.BufferedProtocol:
+        """As `_make_connection`, with TLS below; until its handshake is done, or given up, a client is arriving."""
+        above = self._make_connection(listener)
+        return TlsTransport(
+            context, above, self._config.line_timeout, PLAIN_ON_TLS, settled=lambda _: self._arriving.discard(above)
+        )
+
+    def _serve(self, listener: Listener, connection: Connection) -> None:
         """A client has connected."""
         service = self._service
-        session = Session(service, connection, next(self._numbers))
+        session = Session(service, connection, next(self._numbers), listener.allow)
         service.sessions.add(session)
         task = asyncio.create_task(session.serve())
         self._connections.add(task)
@@ -324,8 +358,8 @@ class Daemon:
         service = self._service
         log.info("stopping: %d requests are running", len(service.running))
         threading.Thread(target=self._watch_stop, daemon=True).start()
-        for listener in self._listeners:
-            listener.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         patience = self._config.stop_timeout
         done = asyncio.ensure_future(self._all_done())
         hurry = asyncio.ensure_future(self._hurry.wait())
@@ -341,6 +375,7 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
         await self._reclaimer.stop()
@@ -358,10 +393,10 @@ class Daemon:
             await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
         for task in self._connections:
             task.cancel()
-        for address in self._config.listen:
-            if isinstance(address, UnixAddress):
+        for listener in self._config.listen:
+            if isinstance(listener.address, UnixAddress):
                 with suppress(OSError):
-                    address.path.unlink()
+                    listener.address.path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
@@ -373,7 +408,7 @@ class _Accepted(Connection):
         self,
         idle_seconds: float,
         line_seconds: float,
-        arriving: set[Connection],
+        arriving: set[asyncio.BufferedProtocol],
         made: Callable[[Connection], None],
     ) -> None:
         super().__init__(idle_seconds, line_seconds)

@@ -17,11 +17,15 @@ Item = TypeVar("Item")
 
 
 class Flow:
-    """What one command was given so far, in bytes, by each queue it stands in."""
+    """What one command was given so far, in bytes, by each queue it stands in.
 
-    __slots__ = ("finish",)
+    Of what others want too, a patient one gets its share divided by its patience: each byte counts so many times.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("finish", "patience")
+
+    def __init__(self, patience: int = 1) -> None:
+        self.patience = patience
         self.finish: dict[int, int] = {}
 
 
@@ -29,7 +33,7 @@ class FairQueue(Generic[Item]):
     """A queue whose order is fair between flows."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, int, int, Item]] = []
+        self._heap: list[tuple[int, int, int, int, int, Item]] = []
         self._clock = 0
         self._order = count()
 
@@ -40,24 +44,25 @@ class FairQueue(Generic[Item]):
         """Add an item that will use `cost` bytes of the resource."""
         before = flow.finish.get(id(self), 0)
         finish = self._tag(flow, cost)
-        heapq.heappush(self._heap, (finish, before, next(self._order), cost, item))  # of equals, who had less before
+        begin = finish - cost * flow.patience
+        heapq.heappush(self._heap, (finish, before, next(self._order), begin, cost, item))  # of equals, who had less
 
     def count(self, flow: Flow, cost: int) -> None:
         """Count what a flow was given without having to wait, the queue being empty."""
-        self._clock = self._tag(flow, cost)
+        self._clock = self._tag(flow, cost) - cost * (flow.patience - 1)
 
     def peek(self) -> Item:
         """The item whose turn it is."""
-        return self._heap[0][4]
+        return self._heap[0][-1]
 
     def pop(self) -> Item:
         """Take the item whose turn it is; the clock moves on."""
         share = len(self._heap)
-        finish, _, _, cost, item = heapq.heappop(self._heap)
-        self._clock = max(self._clock + cost // share, finish - cost)
+        _, _, _, begin, cost, item = heapq.heappop(self._heap)
+        self._clock = max(self._clock + cost // share, begin)
         return item
 
     def _tag(self, flow: Flow, cost: int) -> int:
-        finish = max(self._clock, flow.finish.get(id(self), 0)) + cost
+        finish = max(self._clock, flow.finish.get(id(self), 0)) + cost * flow.patience
         flow.finish[id(self)] = finish
         return finish

@@ -7,7 +7,6 @@ is the session's business; what a command does is in `commands`.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from pfsd.calls import Answer, Call, Feed, Handler, current_task
 from pfsd.commands import files, get, put, resume, verify
 from pfsd.commands.engine import FileRef, Progress
 from pfsd.connection import ConnectionLost
-from pfsd.errors import AuthError, Cancelled, Denied, UnknownCommand, UsageError
+from pfsd.errors import AuthError, Busy, Cancelled, Denied, UnknownCommand, UsageError
 from pfsd.fair import Flow
 from pfsd.protocol import Request, Value, Word
 from pfsd.registry import File
@@ -27,8 +26,8 @@ from pfsd.verbs import VERBS
 
 log = logging.getLogger(__name__)
 
-#: A wrong token is answered after this long, so that guessing is slow.
-WRONG_TOKEN_SECONDS = 1.0
+#: So many wrong tokens end a connection.
+MAX_WRONG_TOKENS = 3
 #: Rows are sent in blocks of about this size.
 ROW_BLOCK = 32 << 10
 
@@ -274,6 +273,10 @@ async def _stats(call: Call) -> None:
         "waste": call.service.reclaimer.waste,
         "packs_copied": call.service.reclaimer.copied,
         "reclaimed": call.service.reclaimer.freed,
+        "verify_every": f"{call.service.scrubber.every / 86_400:g}",
+        "verified_oldest": call.service.scrubber.oldest,
+        "verified_parts": call.service.scrubber.parts,
+        "bad_parts": registry.known_bad,
         "memory_limit": engine.budget.limit,
         "memory_used": engine.budget.used,
         "memory_peak": engine.budget.peak,
@@ -308,20 +311,30 @@ async def _hello(call: Call) -> None:
         version=pfsd.__version__,
         max_line=protocol.MAX_LINE,
         max_frame=protocol.MAX_FRAME,
-        auth="none" if call.service.token is None else "token",
+        auth="token" if call.service.tokens.needed else "none",
         state=call.service.state(),
     )
 
 
 async def _auth(call: Call) -> None:
-    token = call.service.token
-    if token is not None:
-        if not hmac.compare_digest(call.request.words[0].value, token.encode()):
-            await asyncio.sleep(WRONG_TOKEN_SECONDS)
-            log.warning("client %d at %s gave a wrong token", call.client, call.connection.peer)
-            raise AuthError("this is not the token of this daemon")
-        call.trust()
-    await call.answer.ok("auth")
+    access = call.access
+    if access.asking:
+        raise Busy("a token of this connection is being looked at; wait for its answer")
+    access.asking = True
+    try:
+        right = await call.service.tokens.is_right(call.request.words[0].value, call.connection.host)
+    finally:
+        access.asking = False
+    if right:
+        access.trusted = True
+        await call.answer.ok("auth")
+        return
+    log.warning("client %d at %s gave a wrong token", call.client, call.connection.peer)
+    access.wrong_tokens += 1
+    if access.wrong_tokens >= MAX_WRONG_TOKENS:
+        call.connection.end_input()
+        raise AuthError("this is not the token of this daemon; the connection is closed")
+    raise AuthError("this is not the token of this daemon")
 
 
 async def _help(call: Call) -> None:
@@ -333,7 +346,9 @@ async def _help(call: Call) -> None:
         for text in (verb.usage, f"    {verb.does}", f"    example: {verb.example}"):
             await call.answer.comment(text)
     else:
-        for verb in VERBS.values():
+        for name, verb in VERBS.items():
+            if call.access.allow is not None and name not in call.access.allow:
+                continue
             await call.answer.comment(f"{verb.usage}  -- {verb.does}")
         await call.answer.comment("FILE is an id (plain digits) or a name; quote names with spaces or of digits")
     await call.answer.ok("help")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ TIB = 1 << 40
 MAX_UNIX_PATH = 107
 LEVELS = {"auto": (1, 19), "zstd": (1, 19), "zlib": (1, 9)}
 MAX_PROCESSES = 256
+#: About a second, which is for tests; and a hundred years.
+LEAST_DAYS, MOST_DAYS = 0.00001, 36_500
 MIN_TOKEN_CHARS = 8
 #: A token travels in one line of the protocol, quoted byte by byte at worst; this leaves ample room.
 MAX_TOKEN_CHARS = 1024
@@ -66,6 +68,18 @@ class UnixAddress(NamedTuple):
 
 
 Address = TcpAddress | UnixAddress
+
+
+class Listener(NamedTuple):
+    """Where to listen, and for whom: the verbs that work there (None: all), and whether TLS is spoken.
+
+    `tls` is None until `config` has settled it.
+    """
+
+    address: Address
+    allow: frozenset[str] | None = None
+    tls: bool | None = None
+
 
 _TCP = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 _ADDRESS_RULE = "must be HOST:PORT, [IPV6]:PORT (port 0 to 65535) or unix:PATH"
@@ -135,11 +149,47 @@ def format_size(size: int) -> str:
 Parser = Callable[[object, Path], Any]
 
 
-def addresses(value: object, base: Path) -> tuple[Address, ...]:
-    texts = value if isinstance(value, list) else [value]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{_ADDRESS_RULE}, or a list of one or more of them")
-    return tuple(_each(lambda text: parse_address(text, base), texts))
+def listeners(verbs: Collection[str], always: Collection[str]) -> Parser:
+    """Addresses, and mappings of one with what is allowed there: some `verbs`, beside those that `always` are."""
+
+    def parse(value: object, base: Path) -> tuple[Listener, ...]:
+        entries = value if isinstance(value, list) else [value]
+        if not entries or not all(isinstance(entry, str | dict) for entry in entries):
+            raise ValueError(f"{_ADDRESS_RULE}, or a list of one or more of them")
+        return tuple(_each(lambda entry: listener(entry, base), entries))
+
+    def listener(entry: str | dict[str, object], base: Path) -> Listener:
+        if isinstance(entry, str):
+            return Listener(parse_address(entry, base))
+        if stray := [key for key in entry if key not in Listener._fields]:
+            raise ValueError(f"has the key {show(stray[0])}; its keys are {', '.join(Listener._fields)}")
+        address = entry.get("address")
+        if not isinstance(address, str):
+            raise ValueError(f"its address {_ADDRESS_RULE}")
+        try:
+            where = parse_address(address, base)
+        except ValueError as error:
+            raise ValueError(f"its address {error}") from None
+        return Listener(where, allowed(entry.get("allow")), _yes_or_no("tls", entry.get("tls")))
+
+    def allowed(value: object) -> frozenset[str] | None:
+        if value is None:
+            return None
+        words = value if isinstance(value, list) else [value]
+        for word in words:
+            if not isinstance(word, str) or word not in verbs:
+                raise ValueError(f"its allow must be a list of commands, and {show(word)} is none: {', '.join(verbs)}")
+        return frozenset(words) | frozenset(always)
+
+    return parse
+
+
+def _yes_or_no(key: str, value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    if value not in ("yes", "no"):  # to YAML 1.2, of which this is, they are words
+        raise ValueError(f"its {key} must be yes or no")
+    return value == "yes"
 
 
 def directories(value: object, base: Path) -> tuple[Path, ...]:
@@ -228,6 +278,13 @@ def seconds(low: float, high: float) -> Parser:
         return float(value)
 
     return parse
+
+
+def days_or_never(value: object, base: Path) -> float:
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else -1
+    if number != 0 and not LEAST_DAYS <= number <= MOST_DAYS:
+        raise ValueError(f"must be {LEAST_DAYS:f} to {MOST_DAYS} days, or 0 for never")
+    return float(number)
 
 
 def choice(*words: str) -> Parser:

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +24,16 @@ ROOM = 512 << 10
 CONNECT_SECONDS = 10.0
 
 Address = Path | tuple[str, int]
+#: What a socket raises that does not wait; with TLS, reading may have to wait for room to write.
+_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Link:
     """A connection for one thread: lines and content out of one buffer, sending that never blocks receiving."""
 
-    def __init__(self, where: Address, token: bytes | None) -> None:
-        """Connect, and show the token. Raises CannotConnect, AuthError."""
-        self._socket = _connect(where)
+    def __init__(self, where: Address, token: bytes | None, tls: ssl.SSLContext | None = None) -> None:
+        """Connect, with TLS if there is a context for it, and show the token. Raises CannotConnect, AuthError."""
+        self._socket = _connect(where, tls)
         self._view = memoryview(bytearray(ROOM))
         self._begin = self._end = 0  # of what was received and not taken
         self._poll = select.poll()
@@ -52,12 +55,19 @@ class Link:
     def abort(self) -> None:
         """End the connection from any thread: whoever waits for it gets ConnectionLost."""
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not that of `SSLSocket`: it first forgets that there is TLS, and the other thread may be about to send.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def end(self) -> None:
-        """Send no more: requests that are complete are answered, one that is cut short stores nothing."""
+    def end(self) -> bool:
+        """Send no more, if that can be said: requests that are complete are answered, one that is cut short is not.
+
+        With TLS it cannot: `ssl` throws away what comes behind its own end.
+        """
+        if isinstance(self._socket, ssl.SSLSocket):
+            return False
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
+        return True
 
     def close(self) -> None:
         """Close the connection; what still runs on it is given up."""
@@ -71,7 +81,7 @@ class Link:
         while len(view):
             try:
                 view = view[self._socket.send(view) :]
-            except BlockingIOError:
+            except _NOT_NOW:
                 self._make_room(received)
             except OSError as error:
                 self._take_last(received)
@@ -86,6 +96,8 @@ class Link:
         at = offset
         while at < end:
             try:
+                if isinstance(self._socket, ssl.SSLSocket):
+                    raise OSError(errno.EINVAL, "")  # the kernel cannot encrypt
                 sent = os.sendfile(self._socket.fileno(), file, at, end - at)
             except BlockingIOError:
                 self._make_room(received)
@@ -108,8 +120,8 @@ class Link:
 
     def _make_room(self, received: Callable[[], None]) -> None:
         # The daemon may read no more until its answers are taken.
-        if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
-            self.fill()
+        # With TLS there may be bytes and nothing in them: to wait for more then would be to wait for each other.
+        if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT and self.fill(wait=False):
             received()
 
     def _take_last(self, received: Callable[[], None]) -> None:
@@ -131,7 +143,7 @@ class Link:
         while True:
             try:
                 count = self._socket.recv_into(self._view[self._end :])
-            except BlockingIOError:
+            except _NOT_NOW:
                 if not wait:
                     return False
                 self._wait(select.POLLIN)
@@ -174,7 +186,7 @@ class Link:
         return self._view[begin : self._begin]
 
 
-def _connect(where: Address) -> socket.socket:
+def _connect(where: Address, tls: ssl.SSLContext | None) -> socket.socket:
     try:
         if isinstance(where, Path):
             connected = socket.socket(socket.AF_UNIX)
@@ -183,6 +195,8 @@ def _connect(where: Address) -> socket.socket:
         else:
             connected = socket.create_connection(where, CONNECT_SECONDS)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                connected = tls.wrap_socket(connected, server_hostname=where[0])
     except OSError as error:
         raise CannotConnect(f"no daemon answers at a further connection: {error.strerror or error}") from None
     connected.setblocking(False)

@@ -31,8 +31,9 @@ UNREAD_BYTES = 64 << 10
 _GONE_AGAIN = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
 
 
-class Listener:
+class Acceptor:
     """One listening socket. `refusal` looks at a newcomer and says why it cannot stay; others get a protocol each.
+    Without `says_why` who cannot stay is not told: it would not understand plain text.
 
     The `connection_lost` of a protocol is called even if its connection never came to be made.
     """
@@ -42,8 +43,11 @@ class Listener:
         sock: socket.socket,
         refusal: Callable[[socket.socket], RequestError | None],
         make_protocol: Callable[[], asyncio.BufferedProtocol],
+        *,
+        says_why: bool = True,
     ) -> None:
         self._sock = sock
+        self._says_why = says_why
         self._refusal = refusal
         self._make_protocol = make_protocol
         self._welcomes: set[asyncio.Task[None]] = set()
@@ -75,7 +79,7 @@ class Listener:
                 self._rest(error)
                 return
             if refusal := self._refusal(sock):
-                _turn_away(sock, refusal)
+                _turn_away(sock, format_error(refusal, None, LF) if self._says_why else b"")
                 continue
             task = asyncio.create_task(_welcome(sock, self._make_protocol()))
             self._welcomes.add(task)
@@ -98,10 +102,10 @@ async def _welcome(sock: socket.socket, protocol: asyncio.BufferedProtocol) -> N
         protocol.connection_lost(error)
 
 
-def _turn_away(sock: socket.socket, refusal: RequestError) -> None:
+def _turn_away(sock: socket.socket, last_words: bytes) -> None:
     with sock, suppress(OSError):
         sock.setblocking(False)
-        sock.send(format_error(refusal, None, LF))
+        sock.send(last_words)
         sock.shutdown(socket.SHUT_WR)
         sock.recv(UNREAD_BYTES)
 

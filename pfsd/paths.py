@@ -2,8 +2,14 @@
 
 Knows directories and file descriptors; never the store, or what is read and written. A path is resolved once,
 and the result must lie below a root and outside what is forbidden. It is then walked again, component by
-component from the root, without following any symlink: whatever was swapped in between is refused, not
-followed. From there on only file descriptors count. Messages name paths as the client wrote them.
+component from / on, without following any symlink: whatever was swapped in between, a root and what is above it
+too, is refused, not followed. From there on only file descriptors count. Messages name paths as the client wrote
+them.
+
+Not covered, as no look at a path can: a hard link in a root is a file of that root, whatever other names it has
+(the kernel lets only owners and writers make one, `protected_hardlinks`; a target is replaced, never written
+through); what is mounted below a root belongs to it; a directory that is moved out of a root while a target is
+written in it takes the target along. Magic links (/proc/PID/fd) are symlinks here, and not followed.
 """
 
 from __future__ import annotations
@@ -59,9 +65,9 @@ class Roots:
 
         Denied outside the roots and for anything but a regular file, NotFound, UsageError, IoError.
         """
-        root, components = self._resolve(path)
+        components = self._resolve(path)
         try:
-            fd = _walk(root, components, path)
+            fd = _walk(components, path)
             try:
                 _check_regular(os.fstat(fd).st_mode, path)
                 # By way of the fd in hand: the file that was checked is the file that is opened.
@@ -82,9 +88,9 @@ class Roots:
         if name in (b"", b".", b".."):
             _check(path)
             raise Denied(f"{shown(path)} names a directory, not a file")
-        root, components = self._resolve(path, parent or b".")
+        components = self._resolve(path, parent or b".")
         try:
-            fd = _walk(root, components, path)
+            fd = _walk(components, path)
             try:
                 _check_parent(fd, name, path)
             except BaseException:
@@ -94,8 +100,8 @@ class Roots:
         except OSError as error:
             raise from_os_error(error, f"opening the directory of {shown(path)}") from error
 
-    def _resolve(self, path: bytes, part: bytes | None = None) -> tuple[bytes, list[bytes]]:
-        """The root that `part` of `path` (all of it, unless given) lies in, and how to get there from it."""
+    def _resolve(self, path: bytes, part: bytes | None = None) -> list[bytes]:
+        """The way from / to where `part` of `path` (all of it, unless given) leads, which is in a root."""
         _check(path)
         try:
             real = os.path.realpath(os.path.join(self._base, path if part is None else part))
@@ -103,12 +109,11 @@ class Roots:
             if error.errno == errno.EINVAL:  # what was a symlink is none any more when it is read
                 raise Denied(f"{shown(path)} was changed while it was opened") from error
             raise from_os_error(error, f"opening {shown(path)}") from error
-        root = next((root for root in self._roots if _is_within(real, root)), None)
-        if root is None:
+        if not any(_is_within(real, root) for root in self._roots):
             raise Denied(f"{shown(path)} lies outside the directories that clients may use (roots)")
         if any(_is_within(real, forbidden) for forbidden in self._forbidden):
             raise Denied(f"{shown(path)} lies in the store of this daemon")
-        return root, [component for component in real[len(root) :].split(b"/") if component]
+        return [component for component in real.split(b"/") if component]
 
 
 def shown(path: bytes) -> str:
@@ -129,9 +134,9 @@ def _is_within(real: bytes, directory: bytes) -> bool:
     return real == directory or real.startswith(directory.rstrip(b"/") + b"/")
 
 
-def _walk(root: bytes, components: Sequence[bytes], path: bytes) -> int:
+def _walk(components: Sequence[bytes], path: bytes) -> int:
     """Open (O_PATH) what lies at the end of `components`, following no symlink on the way."""
-    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for component in components:
         try:
             deeper = os.open(component, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)

@@ -108,18 +108,24 @@ def parse_request(line: bytes, ending: bytes = LF) -> Request:
         raise UsageError(f"expected a command, got {show(verb)}; try: help")
     words: list[Word] = []
     options: dict[str, bytes] = {}
-    for key, word in _words(rest):
-        if key is None:
-            if options:
-                raise UsageError(
-                    f"{show(word.value)} stands after an option; positional words come first, "
-                    "and words with spaces need double quotes"
-                )
-            words.append(word)
-        elif key in options:
-            raise UsageError(f"option {key}= is given twice")
-        else:
-            options[key] = word.value
+    try:
+        for key, word in _words(rest):
+            if key is None:
+                if options:
+                    raise UsageError(
+                        f"{show(word.value)} stands after an option; positional words come first, "
+                        "and words with spaces need double quotes"
+                    )
+                words.append(word)
+            elif key in options:
+                raise UsageError(f"option {key}= is given twice")
+            else:
+                options[key] = word.value
+    except UsageError:
+        if verb.lower() != b"auth":
+            raise
+        # A token is not quoted back, however it was mistyped.
+        raise UsageError('auth takes one word, the token; one with " or = in it needs double quotes') from None
     return Request(verb.decode().lower(), tuple(words), options, tag, ending)
 
 
@@ -263,6 +269,14 @@ class Flood(NamedTuple):
     """More than MAX_UNTERMINATED bytes without an LF."""
 
 
+class Tls(NamedTuple):
+    """The stream begins with a TLS handshake: there are no lines in it."""
+
+
+#: How every TLS handshake begins.
+_TLS = b"\x16\x03"
+
+
 class LineReader:
     """Cuts a byte stream into lines; content between lines is taken out with `take`.
 
@@ -273,6 +287,7 @@ class LineReader:
         self._buffer = bytearray()
         self._scanned = 0  # no LF before this position
         self._dropped = 0  # bytes thrown away of the over-long line we are inside
+        self._begun = False  # the first line has been handed out
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes received."""
@@ -296,8 +311,12 @@ class LineReader:
         self._cut(count)
         return count
 
-    def next_event(self) -> Line | LongLine | Flood | None:
+    def next_event(self) -> Line | LongLine | Flood | Tls | None:
         """The next line or trouble; None when more bytes are needed."""
+        if not self._begun:
+            if self._buffer.startswith(_TLS):
+                return Tls()
+            self._begun = len(self._buffer) >= len(_TLS)
         while True:
             end = self._buffer.find(LF, self._scanned)
             if end < 0 or self._dropped + end > MAX_UNTERMINATED:

@@ -11,6 +11,7 @@ neither lines, checksums and disks (that is `journal`) nor what a record means (
     {"type":"drop","file":7}    {"type":"delete","file":7}    {"type":"removed","file":7}
     {"type":"rename","file":7,"name":"film"}    {"type":"damage","file":7,"parts":[0,4]}
     {"type":"moved","file":7,"run":{"pack":19,"seq":0,...}}
+    {"type":"verified","first":[1,0],"end":[7,4],"time":1700000000000000000}
     {"type":"ids","file":8,"part":36,"pack":13}
 
 A name is bytes. It is written as `name` when it is UTF-8, else as `name_hex` in hexadecimal.
@@ -136,6 +137,17 @@ class Moved(Struct, frozen=True, gc=False, tag_field="type", tag="moved"):
     run: Run
 
 
+class Verified(Struct, frozen=True, gc=False, tag_field="type", tag="verified"):
+    """Every part of readable files from `first` up to and without `end` was read after `time`, in ns since the epoch.
+
+    Parts are in order of file and sequence number. What is bad, `Damage` says.
+    """
+
+    first: tuple[Id, Small]
+    end: tuple[Id, Small]
+    time: Count
+
+
 class Ids(Struct, frozen=True, gc=False, tag_field="type", tag="ids"):
     """All ids below these have been given out, whether or not a record still shows it."""
 
@@ -144,7 +156,9 @@ class Ids(Struct, frozen=True, gc=False, tag_field="type", tag="ids"):
     pack: Id
 
 
-Record = Put | Parts | Ready | Drop | Delete | Removed | Rename | Damage | Moved | Ids
+#: What became true of one file.
+FileRecord = Put | Parts | Ready | Drop | Delete | Removed | Rename | Damage | Moved
+Record = FileRecord | Verified | Ids
 
 
 # --- names: what JSON cannot hold ---------------------------------------------------------------
@@ -191,7 +205,7 @@ class _RenameLine(Struct, gc=False, omit_defaults=True, tag_field="type", tag="r
 
 
 _Named = _PutLine | _ReadyLine | _RenameLine
-_Line = _PutLine | Parts | _ReadyLine | Drop | Delete | Removed | _RenameLine | Damage | Moved | Ids
+_Line = _PutLine | Parts | _ReadyLine | Drop | Delete | Removed | _RenameLine | Damage | Moved | Verified | Ids
 _NAMED = (_PutLine, _ReadyLine, _RenameLine)
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[_Line] = msgspec.json.Decoder(_Line)

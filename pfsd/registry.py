@@ -49,8 +49,10 @@ from pfsd.records import (
     Removed,
     Rename,
     Run,
+    Verified,
     decode,
 )
+from pfsd.stretches import START, Position, Stretch, Stretches
 from pfsd.tables import IdTable, NameTable
 
 _FACTS = Struct("<QQQQQI")
@@ -67,6 +69,7 @@ INLINE_PARTS = 256
 FILE_BYTES = 145
 RUN_BYTES = 60
 PART_BYTES = 66
+VERIFIED_BYTES = 120
 
 #: Files that a snapshot looks up at once.
 SNAPSHOT_PAGE = 64
@@ -193,6 +196,9 @@ class Registry:
         self._deleting: dict[int, File] = {}
         self._sources: dict[int, Source] = {}  # of files being stored whose put can be resumed
         self._bad: dict[int, tuple[int, ...]] = {}  # file -> seqs of its bad parts
+        self._verified = Stretches()
+        #: Where the parts begin that are to be verified next: behind those that were verified last.
+        self.to_verify: Position = START
         # Used packs, and bytes in them of files that are stored or being stored.
         self._packs: IdTable[int] = IdTable(partial(array, "Q"))
         self._more_runs: dict[int, int] = {}  # pack -> runs in it, of files of any status, beyond the first
@@ -209,6 +215,7 @@ class Registry:
             Rename: self._rename,
             Damage: self._damage,
             Moved: self._moved,
+            Verified: self._note_verified,
             Ids: self._note_ids,
         }
 
@@ -413,6 +420,14 @@ class Registry:
         else:
             file._facts = file._facts[: _FACTS.size] + new
 
+    def _note_verified(self, record: Verified) -> None:
+        if record.first >= record.end:
+            raise RegistryError(f"verified: there is nothing from {record.first} to {record.end}")
+        before = len(self._verified)
+        self._verified.cover(Stretch(record.first, record.end, record.time))
+        self.to_verify = record.end
+        self.live_bytes += VERIFIED_BYTES * (len(self._verified) - before)
+
     def _note_ids(self, record: Ids) -> None:
         self.next_file = max(self.next_file, record.file)
         self.next_part = max(self.next_part, record.part)
@@ -467,6 +482,47 @@ class Registry:
         """Sequence numbers of the parts known to be bad, ascending; KeyError for an unknown file."""
         self._known(file_id)
         return self._bad.get(file_id, ())
+
+    @property
+    def known_bad(self) -> int:
+        """How many parts of readable files are known to be bad."""
+        return sum(map(len, self._bad.values()))
+
+    def readable_from(self, position: Position) -> tuple[File, int] | None:
+        """The first part of a readable file there or behind it: its file and seq; of an empty file, seq 0."""
+        file_id, seq = position
+        file = self._files.get(file_id)
+        if file is not None and file.status in _READABLE and (not seq or seq < file.parts):
+            return file, seq
+        while page := self._files.after(file_id, SNAPSHOT_PAGE):
+            for file in page:
+                if file.status in _READABLE:
+                    return file, 0
+            file_id = page[-1].id
+        return None
+
+    def verified_at(self, file: File, seq: int) -> int:
+        """When a part was known to be sound or bad: after it was verified last, or written; in ns since the epoch."""
+        stretch = self._verified.around((file.id, seq))
+        return file.created if stretch is None else stretch.time
+
+    def first_verified_at(self) -> int | None:
+        """The time of the first stretch that was verified: when the pass that is under way began."""
+        return next((stretch.time for stretch in self._verified), None)
+
+    def oldest_verified_at(self) -> int | None:
+        """The earliest `verified_at` of all parts of readable files; None if there are none.
+
+        Looks at a file or two for each stretch that was verified: ids are given out in order of time.
+        """
+        oldest, position = None, START
+        while (found := self.readable_from(position)) is not None:
+            file, seq = found
+            stretch = self._verified.around((file.id, seq))
+            time = file.created if stretch is None else stretch.time
+            oldest = time if oldest is None else min(oldest, time)
+            position = self._verified.gap_end((file.id, seq)) if stretch is None else stretch.end
+        return oldest
 
     def etag(self, file_id: int) -> str:
         """Hex MD5 of the parts' MD5s, a dash, and their number; KeyError for an unknown file."""
@@ -698,6 +754,12 @@ class Registry:
             if wanted:
                 yield wanted
 
+    def _verified_records(self) -> list[Verified]:
+        """The stretches that were verified; the last is that before `to_verify`, for that is where it comes from."""
+        records = [Verified(*stretch) for stretch in self._verified]
+        done = sum(record.end <= self.to_verify for record in records)
+        return records[done:] + records[:done]
+
     def _records_of(self, file: File, bad: Sequence[int]) -> Iterator[Record]:
         """The records that bring a file with these bad parts into its state; it must not change meanwhile."""
         runs = map(self._unpack_run, file._packed_runs())
@@ -745,7 +807,7 @@ class Snapshot:
         self._done = 0  # of the files that were readable, those up to this id
         self._kept: dict[int, _Kept | None] = {}  # by id; None was not there when the snapshot began
         self._records = self._generate(
-            Ids(registry.next_file, registry.next_part, registry.next_pack),
+            [Ids(registry.next_file, registry.next_part, registry.next_pack), *registry._verified_records()],
             list(registry._deleting),
             [file.id for file in registry._storing.values()],
         )
@@ -779,14 +841,16 @@ class Snapshot:
     def _as_it_is(self, file_id: int, file: File) -> _Kept:
         return _Kept(file._copy(), self._registry.bad_parts(file_id))
 
-    def _generate(self, ids: Ids, deleting: Sequence[int], storing: Sequence[int]) -> Generator[Record, None, None]:
+    def _generate(
+        self, first: Sequence[Record], deleting: Sequence[int], storing: Sequence[int]
+    ) -> Generator[Record, None, None]:
         # Deleted files first: each has its old name for a moment, which another file may have now. Files
         # being stored last: they reserve names which others may still have.
-        # The end is marked by the same record again, so that a reader knows that no file is missing.
-        yield ids
+        # The end is marked by the record of ids again, so that a reader knows that no file is missing.
+        yield from first
         for found in chain(self._those(deleting), self._readable(), self._those(storing)):
             yield from self._registry._records_of(*found)
-        yield ids
+        yield first[0]
         self._detach()
 
     def _those(self, file_ids: Sequence[int]) -> Iterator[_Kept]:

@@ -13,10 +13,10 @@ import os
 from contextlib import suppress
 
 from pfsd import protocol
-from pfsd.calls import Answer, Call, Content, Feed, Handler, Service, current_task
+from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
-from pfsd.errors import AuthError, Busy, Cancelled, Internal, RequestError, Stopping, TooLong, UsageError
+from pfsd.errors import AuthError, Busy, Cancelled, Denied, Internal, RequestError, Stopping, TooLong, UsageError
 from pfsd.handlers import HANDLERS, content_size
 from pfsd.protocol import Request
 from pfsd.verbs import BEFORE_AUTH, VERBS, check
@@ -36,11 +36,14 @@ WHILE_STOPPING = frozenset({"hello", "help", "ping", "quit", "auth"})
 class Session:
     """Serves one connection until its end."""
 
-    def __init__(self, service: Service, connection: Connection, number: int) -> None:
+    def __init__(
+        self, service: Service, connection: Connection, number: int, allow: frozenset[str] | None = None
+    ) -> None:
+        """`allow` are the verbs that work where the client came in; None is all."""
         self._service = service
         self._connection = connection
         self._number = number
-        self._trusted = service.token is None
+        self._access = Access(allow, trusted=not service.tokens.needed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._tags: set[bytes] = set()
         self._last_untagged: asyncio.Task[None] | None = None
@@ -164,8 +167,10 @@ class Session:
 
     def _allow(self, verb: str) -> None:
         """Raise what forbids a command when its turn has come: by then the ones before it have had their effect."""
-        if not self._trusted and verb not in BEFORE_AUTH:
+        if not self._access.trusted and verb not in BEFORE_AUTH:
             raise AuthError("this daemon wants its token first: auth TOKEN")
+        if self._access.allow is not None and verb not in self._access.allow:
+            raise Denied(f"{verb} is not allowed on this listener (allow); try: help")
         if self._service.stopping and verb not in WHILE_STOPPING:
             raise Stopping("the daemon is shutting down")
 
@@ -275,10 +280,7 @@ class Session:
             await self._answer_error(_internal(error, request), answer)
 
     def _call(self, request: Request, answer: Answer, feed: Feed | None, content: Content | None) -> Call:
-        def trust() -> None:
-            self._trusted = True
-
-        return Call(self._service, self._connection, request, answer, self._number, feed, content, trust)
+        return Call(self._service, self._connection, request, answer, self._number, feed, content, self._access)
 
     async def _answer_error(self, error: RequestError, answer: Answer) -> None:
         with suppress(ConnectionLost):

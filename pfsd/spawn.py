@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pfsd import config
-from pfsd.client import CannotConnect, Client
+from pfsd.client import TLS, CannotConnect, Client
 from pfsd.errors import AuthError, FatalError
-from pfsd.kinds import Address, TcpAddress
+from pfsd.kinds import Listener, TcpAddress
 from pfsd.transfer import in_thread
 
 SERVER = Path(__file__).resolve().parent.parent / "server.py"
@@ -27,7 +27,7 @@ READY = b"pfsd ready on "
 LOOK_SECONDS = 0.02
 
 
-async def daemon(config_file: Path, address: str | None, quiet: bool) -> str:
+async def daemon(config_file: Path, address: str | None, quiet: bool, ca: Path | None = None) -> str:
     """Start a daemon unless one answers; returns the address to use: `address`, or the first it is to listen on.
 
     CannotConnect with the daemon's last words when it cannot start.
@@ -37,30 +37,35 @@ async def daemon(config_file: Path, address: str | None, quiet: bool) -> str:
     except FatalError as error:
         raise CannotConnect(f"no daemon can be started: {error}") from None
     wanted = address or _connectable(settings.listen[0])
-    if wanted and await _answers(wanted):
+    if wanted and await _answers(wanted, ca):
         return wanted
     log = _open_log(settings.path)
     with log, open(log.name, "rb") as lock:  # noqa: ASYNC230
         # Not on `log`: the daemon inherits that, and would keep the lock.
         await in_thread(fcntl.flock, lock, fcntl.LOCK_EX)
-        if wanted and await _answers(wanted):
+        if wanted and await _answers(wanted, ca):
             return wanted  # the one that another client has started
         begin = os.fstat(log.fileno()).st_size
         process = _start(config_file, log)
         if not quiet:
             print(f"starting a daemon; its log is {log.name}", file=sys.stderr, flush=True)
         listening = await _wait_ready(process, Path(log.name), begin)
-    return address or listening
+    return address or _spelled(settings.listen[0], listening)
 
 
-def _connectable(address: Address) -> str | None:
+def _connectable(listener: Listener) -> str | None:
     """An address as clients use it; None when only the daemon knows its port."""
-    return None if isinstance(address, TcpAddress) and address.port == 0 else str(address)
+    address = listener.address
+    return None if isinstance(address, TcpAddress) and address.port == 0 else _spelled(listener, str(address))
 
 
-async def _answers(address: str) -> bool:
+def _spelled(listener: Listener, address: str) -> str:
+    return f"{TLS}{address}" if listener.tls else address
+
+
+async def _answers(address: str, ca: Path | None) -> bool:
     try:
-        async with await Client.connect(address) as client:
+        async with await Client.connect(address, ca=ca) as client:
             await client.ping()
     except CannotConnect:
         return False

@@ -140,7 +140,7 @@ class Workers:
                 continue
             if isinstance(outcome, work.Failure):
                 if outcome.trace:
-                    log.error("a bug in %s:\n%s", function.__name__, outcome.trace)
+                    log.error("a bug in %s", function.__name__, extra={"trace": outcome.trace})
                 raise outcome.error()
             return outcome
         raise IoError(f"the I/O process died or hung {work.ATTEMPTS} times over this task; the log says more")

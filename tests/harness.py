@@ -123,7 +123,8 @@ class Daemon:
         for line in self.ready_lines:
             if found := re.fullmatch(r"pfsd ready on .*:(\d+)", line):
                 self.port = int(found[1])
-        self._family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        self._family = []
+        self.note_family()
 
     def start_fails(self) -> tuple[int, str]:
         """Start it and wait for its end: the exit code, and what it said on standard error."""
@@ -175,9 +176,12 @@ class Daemon:
         return orphans
 
     def freeze(self) -> None:
-        """Let it and all of its processes stand still; `kill_all` works on them."""
+        """Let it and all of its processes stand still, no call of the system under way; `kill_all` works on them."""
         self.note_family()
         self._signal_all(signal.SIGSTOP)
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not all(stands_still(process.pid) for process in self._family):
+            assert time.monotonic() < until, f"these do not stop: {self._family}"
 
     def thaw(self) -> None:
         """Let them go on."""
@@ -197,8 +201,9 @@ class Daemon:
         """Take note of the processes that have to be gone when the daemon is."""
         if self.process is not None and psutil.pid_exists(self.process.pid):
             known = {process.pid for process in self._family}
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            self._family += [child for child in children if child.pid not in known]
+            daemon = psutil.Process(self.process.pid)
+            family = [daemon, *daemon.children(recursive=True)]
+            self._family += [process for process in family if process.pid not in known]
 
     def _assert_gone(self) -> None:
         left = [process for process in self._family if not has_ended(process.pid)]
@@ -330,6 +335,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process are stopped, or it has ended."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return not psutil.pid_exists(pid)
+    return all(stat.rpartition(")")[2].split()[0] in "TZX" for stat in stats)
 
 
 def has_ended(pid: int, patience: float = PATIENCE_SECONDS) -> bool:

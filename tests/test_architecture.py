@@ -13,8 +13,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"lanes"},
-    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables"},
-    {"packs", "records", "config", "verbs", "paths", "spare"},
+    {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"}
+    | {"certificates", "logs"},
+    {"packs", "records", "verbs", "paths", "spare"},
+    {"config"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
     {"work"},
@@ -32,7 +34,8 @@ LAYERS = [
     {"commands.resume"},
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
-    {"connection", "listening"},
+    {"commands.scrub"},
+    {"connection", "listening", "tls", "guesses"},
     {"calls"},
     {"handlers"},
     {"session"},
@@ -51,8 +54,9 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "spare", "rescue.salvage", "rescue.survey", "rescue.directory", "rescue.reconcile",
-    "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild", "rescue.repair",
+    "measure", "tables", "stretches", "spare", "certificates", "logs", "rescue.salvage", "rescue.survey",
+    "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
+    "rescue.repair",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -70,6 +74,7 @@ CLIENT_MAY_IMPORT = {
     "results",
     "bulk",
     "link",
+    "certificates",
     "tree",
 }
 

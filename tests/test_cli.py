@@ -553,7 +553,7 @@ def test_closed_standard_streams(shared_daemon: Daemon, closed: int, command: st
 
 def test_settings_that_are_not_utf8(shared_daemon: Daemon) -> None:
     server = os.fsencode(f"127.0.0.1:{shared_daemon.port}")
-    rule = b"an address is HOST:PORT, [IPV6]:PORT or unix:PATH, not"
+    rule = b"an address is HOST:PORT, [IPV6]:PORT, tls://HOST:PORT or unix:PATH, not"
     for settings, code, said in (
         ({"PFSD_SERVER": server, "PFSD_TOKEN": b"\xff"}, 0, b""),  # this daemon takes any
         ({"PFSD_SERVER": b"\xff:1"}, 2, b'pfsd: usage: "\\xff:1" has no name of a host\n'),

@@ -24,12 +24,19 @@ from pfsd.config import (
     worker_overhead,
 )
 from pfsd.errors import ConfigError
-from pfsd.kinds import KIB, MIB, TcpAddress, UnixAddress, format_size, parse_address, parse_size
+from pfsd.kinds import KIB, MIB, Address, Listener, TcpAddress, UnixAddress, format_size, parse_address, parse_size
+from pfsd.verbs import BEFORE_AUTH
+from tests.certificates import make_certificate, needs_openssl
 
 SHIPPED = Path(__file__).resolve().parent.parent / "config.yaml"
 SECRET = "correct-horse-battery"
 
 Loader = Callable[..., Config]
+
+
+def plain(*addresses: Address) -> tuple[Listener, ...]:
+    """Listeners for everybody and without TLS."""
+    return tuple(Listener(address, None, False) for address in addresses)
 
 
 @pytest.fixture
@@ -61,7 +68,7 @@ def refusal(loaded: Loader, text: str | bytes = "", **environ: str) -> str:
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "null", "{}", b"\xef\xbb\xbf"])
 def test_an_empty_file_is_all_defaults(loaded: Loader, tmp_path: Path, text: str | bytes) -> None:
     config = loaded(text)
-    assert config.listen == (TcpAddress("127.0.0.1", 7373),)
+    assert config.listen == plain(TcpAddress("127.0.0.1", 7373))
     assert config.path == tmp_path / "store"
     assert config.roots == (tmp_path,)
     assert 1 <= config.processes <= len(os.sched_getaffinity(0))
@@ -78,7 +85,7 @@ def test_the_shipped_file_is_exactly_the_defaults(loaded: Loader) -> None:
 
 def test_the_shipped_file_has_every_key_with_a_comment() -> None:
     text = SHIPPED.read_text()
-    assert set(yaml.safe_load(text)) == set(KEYS) == {field.name for field in dataclasses.fields(Config)}
+    assert set(yaml.safe_load(text)) == set(KEYS) == {field.name for field in dataclasses.fields(Config)} - {"warnings"}
     for key in KEYS:
         assert re.search(rf"(?m)^# .*\n{key}: ", text), f"{key} has no comment right above it"
 
@@ -91,14 +98,14 @@ def test_a_config_cannot_be_changed(loaded: Loader) -> None:
 # --- good values --------------------------------------------------------------------------------
 
 GOOD: list[tuple[str, str, object]] = [
-    ("listen: localhost:0", "listen", (TcpAddress("localhost", 0),)),
-    ("listen: '[::1]:65535'", "listen", (TcpAddress("::1", 65535),)),
+    ("listen: localhost:0", "listen", plain(TcpAddress("localhost", 0))),
+    ("listen: '[::1]:65535'", "listen", plain(TcpAddress("::1", 65535))),
     (
         "listen: ['127.9.9.9:1', '[::ffff:127.0.0.1]:2']",
         "listen",
-        (("127.9.9.9", 1), ("::ffff:127.0.0.1", 2)),
+        plain(TcpAddress("127.9.9.9", 1), TcpAddress("::ffff:127.0.0.1", 2)),
     ),
-    ("listen: unix:/run/pfsd.sock", "listen", (UnixAddress(Path("/run/pfsd.sock")),)),
+    ("listen: unix:/run/pfsd.sock", "listen", plain(UnixAddress(Path("/run/pfsd.sock")))),
     ("path: /srv/pfsd", "path", Path("/srv/pfsd")),
     ("path: '2024'", "path", Path("2024")),
     ("roots: [/, .]", "roots", (Path("/"), Path("."))),
@@ -118,7 +125,26 @@ GOOD: list[tuple[str, str, object]] = [
     ("token: 0012345678", "token", "0012345678"),
     ("token: 'null-null'", "token", "null-null"),
     ("token: pässwörter", "token", "pässwörter"),
-    (f"{{token: {SECRET}, listen: '0.0.0.0:7373'}}", "listen", (TcpAddress("0.0.0.0", 7373),)),
+    (f"{{token: {SECRET}, listen: '0.0.0.0:7373'}}", "listen", plain(TcpAddress("0.0.0.0", 7373))),
+    (
+        "listen: {address: '127.0.0.1:1', allow: [put, exit], tls: no}",
+        "listen",
+        (Listener(TcpAddress("127.0.0.1", 1), frozenset({"put", "exit"}) | BEFORE_AUTH, False),),
+    ),
+    (
+        "listen: ['127.0.0.1:1', {address: 'unix:/s', allow: list}]",
+        "listen",
+        (
+            Listener(TcpAddress("127.0.0.1", 1), None, False),
+            Listener(UnixAddress(Path("/s")), frozenset({"list"}) | BEFORE_AUTH, False),
+        ),
+    ),
+    (
+        "listen: {address: '127.0.0.1:1', allow: []}",
+        "listen",
+        (Listener(TcpAddress("127.0.0.1", 1), BEFORE_AUTH, False),),
+    ),
+    ("listen: {address: '127.0.0.1:1', allow: null, tls: null}", "listen", plain(TcpAddress("127.0.0.1", 1))),
     ("allow_exit: nobody", "allow_exit", "nobody"),
     ("durability: none", "durability", "none"),
     ("loop: asyncio", "loop", "asyncio"),
@@ -126,6 +152,9 @@ GOOD: list[tuple[str, str, object]] = [
     ("idle_timeout: 0", "idle_timeout", 0.0),
     ("line_timeout: 0.25", "line_timeout", 0.25),
     ("stop_timeout: 3600", "stop_timeout", 3600.0),
+    ("verify_every: 0", "verify_every", 0.0),
+    ("verify_every: 0.00001", "verify_every", 0.00001),
+    ("verify_every: 36500", "verify_every", 36500.0),
     ("log_level: debug", "log_level", "debug"),
     ("'log_level': \"debug\"", "log_level", "debug"),
 ]
@@ -180,7 +209,37 @@ BAD: list[tuple[str | bytes, str]] = [
     ("listen: null", "listen: got null; must be HOST:PORT"),
     ("listen: []", "list of one or more"),
     ("listen: ['127.0.0.1:1', 2]", "list of one or more"),
-    ("listen: {host: a}", "listen: got a mapping; must be HOST:PORT"),
+    ("listen: {host: a}", "listen: got a mapping; has the key 'host'; its keys are address, allow, tls"),
+    ("listen: {}", "its address must be HOST:PORT"),
+    ("listen: [{allow: [list]}]", "its address must be HOST:PORT"),
+    ("listen: {address: 7373}", "its address must be HOST:PORT"),
+    ("listen: {address: '*:1'}", "its address must be HOST:PORT"),
+    ("listen: {address: '127.0.0.1:1', 1: 2}", "has the key '1'"),
+    ("listen: {address: '127.0.0.1:1', address: '127.0.0.1:1'}", "line 1: 'address': is given twice"),
+    ("listen: ['127.0.0.1:1', {address: '127.0.0.1:2', port: 3}]", "has the key 'port'"),
+    ("listen: {address: '127.0.0.1:1', ? [a] : 1}", "has the key"),
+    # what is allowed there
+    (
+        "listen: {address: '127.0.0.1:1', allow: [put, lst]}",
+        "its allow must be a list of commands, and 'lst' is none: put",
+    ),
+    ("listen: {address: '127.0.0.1:1', allow: all}", "and 'all' is none: put, get"),
+    ("listen: {address: '127.0.0.1:1', allow: 7}", "and 7 is none"),
+    ("listen: {address: '127.0.0.1:1', allow: [[put]]}", "and ['put'] is none"),
+    ("listen: {address: '127.0.0.1:1', allow: [{}]}", "and a mapping is none"),
+    ("listen: {address: '127.0.0.1:1', allow: [PUT]}", "and 'PUT' is none"),
+    ("listen: {address: '0.0.0.0:1', allow: [ping]}", "0.0.0.0:1 can be reached"),
+    # TLS
+    ("listen: {address: '127.0.0.1:1', tls: maybe}", "its tls must be yes or no"),
+    ("listen: {address: '127.0.0.1:1', tls: 1}", "its tls must be yes or no"),
+    ("listen: {address: '127.0.0.1:1', tls: yes}", "127.0.0.1:1 is to speak TLS: tls_cert and tls_key must be set"),
+    ("listen: {address: 'unix:s', tls: true}", "is a Unix socket, which speaks no TLS"),
+    ("tls_cert: cert.pem", "tls_cert: got 'cert.pem'; goes with tls_key, which must be set too"),
+    ("tls_key: key.pem", "tls_key: got 'key.pem'; goes with tls_cert, which must be set too"),
+    ("tls_cert: true", "tls_cert: got true; must be a path"),
+    ("{tls_cert: '', tls_key: a}", "tls_cert: got ''; must be a path"),
+    ("{tls_cert: missing, tls_key: config.yaml}", "tls_cert: got 'missing'; must be a readable file: No such file"),
+    ("{tls_cert: config.yaml, tls_key: .}", "tls_key: got '.'; must be a readable file: Is a directory"),
     ("listen: ['127.0.0.1:1', 'x']", "'x' must be HOST:PORT"),
     ("listen: ':7373'", "must be HOST:PORT"),
     ("listen: '*:7373'", "must be HOST:PORT"),
@@ -232,6 +291,13 @@ BAD: list[tuple[str | bytes, str]] = [
     ("idle_timeout: false", "must be 0 to 31536000 seconds"),
     ("line_timeout: 0", "must be 0.01 to 3600 seconds"),
     ("stop_timeout: 30s", "must be 0 to 3600 seconds"),
+    ("verify_every: -1", "verify_every: got -1; must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: 0.000009", "must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: 36501", "must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: never", "must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: false", "must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: .nan", "must be 0.000010 to 36500 days, or 0 for never"),
+    ("verify_every: null", "must be 0.000010 to 36500 days, or 0 for never"),
     ("level: 0", "from 1 to 19 with codec zstd"),
     ("level: 20", "from 1 to 19 with codec zstd"),
     ("{level: 20, codec: auto}", "from 1 to 19 with codec auto"),
@@ -394,7 +460,7 @@ def test_relative_paths_count_from_the_file(tmp_path: Path, monkeypatch: pytest.
     base = elsewhere / "../home"
     assert config.path == base / "s"
     assert config.roots == (base / "in",)
-    assert config.listen == (UnixAddress(base / "p.sock"),)
+    assert config.listen == plain(UnixAddress(base / "p.sock"))
     assert config.token_file == base / "secret"
 
 
@@ -406,13 +472,13 @@ def test_relative_paths_from_the_environment_count_from_the_file(
     config = loaded(PFSD_PATH="s", PFSD_ROOTS="in,/", PFSD_LISTEN="unix:a,localhost:1")
     assert config.path == tmp_path / "s"
     assert config.roots == (tmp_path / "in", Path("/"))
-    assert config.listen == (UnixAddress(tmp_path / "a"), TcpAddress("localhost", 1))
+    assert config.listen == plain(UnixAddress(tmp_path / "a"), TcpAddress("localhost", 1))
 
 
 # --- environment --------------------------------------------------------------------------------
 
 OVERRIDES: dict[str, tuple[str, object]] = {
-    "listen": ("127.0.0.1:1, [::1]:2", (TcpAddress("127.0.0.1", 1), TcpAddress("::1", 2))),
+    "listen": ("127.0.0.1:1, [::1]:2", plain(TcpAddress("127.0.0.1", 1), TcpAddress("::1", 2))),
     "path": ("/elsewhere", Path("/elsewhere")),
     "processes": ("3", 3),
     "memory": (" 512MiB ", 512 * MIB),
@@ -422,9 +488,12 @@ OVERRIDES: dict[str, tuple[str, object]] = {
     "roots": ("/", (Path("/"),)),
     "token": ("1234567890", "1234567890"),
     "token_file": ("null", None),
+    "tls_cert": ("null", None),
+    "tls_key": ("~", None),
     "allow_exit": ("anyone", "anyone"),
     "durability": ("none", "none"),
     "md5": ("hashlib", "hashlib"),
+    "verify_every": ("0.5", 0.5),
     "loop": ("asyncio", "asyncio"),
     "max_clients": ("5", 5),
     "idle_timeout": ("0", 0.0),
@@ -457,6 +526,8 @@ BAD_VARIABLES = [
     ("PFSD_LISTEN", "", "listen: got ['']; must be HOST:PORT"),
     ("PFSD_LISTEN", "127.0.0.1:1,", "listen: got ['127.0.0.1:1', '']; '' must be HOST:PORT"),
     ("PFSD_LISTEN", "0.0.0.0:1", "listen: got ['0.0.0.0:1']; 0.0.0.0:1 can be reached"),
+    ("PFSD_LISTEN", "{address: 127.0.0.1:1}", "listen: got ['{address: 127.0.0.1:1}']; must be HOST:PORT"),
+    ("PFSD_TLS_CERT", "x", "tls_cert: got 'x'; goes with tls_key"),
     ("PFSD_ROOTS", "", "roots: got ['']; must be a path"),
     ("PFSD_PATH", "a\nb\0", "path: got 'a\\nb\\x00'; must be a path"),
     ("PFSD_CODEC", "\udcff\x1b[0m", "codec: got '\\udcff\\x1b[0m'; must be auto, zstd"),
@@ -524,6 +595,86 @@ def test_a_fifo_is_no_token_file(loaded: Loader, tmp_path: Path) -> None:
 def test_an_unreadable_token_file(loaded: Loader, tmp_path: Path) -> None:
     token_file(tmp_path, SECRET.encode(), 0)
     assert "Permission denied" in refusal(loaded, "token_file: token")
+
+
+def test_a_file_that_holds_the_token_and_is_open_to_others_is_warned_of(loaded: Loader, tmp_path: Path) -> None:
+    assert any("chmod 600" in warning for warning in loaded(f"token: {SECRET}").warnings)
+    assert loaded(PFSD_TOKEN=SECRET).warnings == (), "the file does not hold it"
+    (tmp_path / "config.yaml").chmod(0o600)
+    config = loaded(f"token: {SECRET}")
+    assert config.warnings == ()
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> None:
+    """cert.pem and key.pem beside the configuration."""
+    make_certificate(tmp_path)
+
+
+TLS = "tls_cert: cert.pem, tls_key: key.pem"
+
+
+@needs_openssl
+@pytest.mark.usefixtures("certificate")
+def test_tcp_speaks_tls_unless_it_says_no_and_unix_sockets_never_do(loaded: Loader) -> None:
+    listen = "['127.0.0.1:1', {address: '127.0.0.1:2', tls: no}, {address: '127.0.0.1:3', tls: yes}, 'unix:s']"
+    config = loaded(f"{{{TLS}, listen: {listen}}}")
+    assert [listener.tls for listener in config.listen] == [True, False, True, False]
+
+
+@needs_openssl
+@pytest.mark.usefixtures("certificate")
+def test_an_open_address_with_a_token_and_no_tls_is_warned_of(loaded: Loader, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch(mode=0o600)
+    open_ = f"token: {SECRET}, listen: ['0.0.0.0:7373', '127.0.0.1:1']"
+    (warning,) = loaded(f"{{{open_}}}").warnings
+    assert warning.startswith("0.0.0.0:7373 can be reached from other machines") and SECRET not in warning
+    assert loaded(f"{{{open_}, {TLS}}}").warnings == ()
+
+
+@needs_openssl
+@pytest.mark.parametrize(
+    ("cert", "key", "expected"),
+    [
+        ("cert.pem", "other/key.pem", "tls_key: got 'other/key.pem'; must be the key of tls_cert in PEM form"),
+        ("key.pem", "key.pem", "tls_cert: got 'key.pem'; must be a certificate in PEM form, but it holds no"),
+        ("cert.pem", "cert.pem", "is open to others"),
+        ("cert.pem", "nonsense", "but it holds no key without password"),
+        ("cert.pem", "locked", "but it holds no key without password"),
+        ("nonsense", "key.pem", "but it holds no certificate"),
+        ("empty", "key.pem", "but it holds no certificate"),
+        ("missing", "key.pem", "tls_cert: got 'missing'; must be a readable file: No such"),
+        (".", "key.pem", "must be a readable file: Is a directory"),
+        ("old/cert.pem", "old/key.pem", "but it has expired"),
+        ("cert.pem", "fifo", "tls_key: got 'fifo'; must be a regular file"),
+        ("fifo", "key.pem", "tls_cert: got 'fifo'; must be a regular file"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("certificate")
+def test_bad_certificates(loaded: Loader, tmp_path: Path, cert: str, key: str, expected: str) -> None:
+    make_certificate(tmp_path / "other")
+    make_certificate(tmp_path / "old", expired=True)
+    for name, content in (("nonsense", b"\xff\x00nonsense"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).chmod(0o600)
+    make_certificate(tmp_path / "locked-away", password="secret")
+    (tmp_path / "locked-away/key.pem").rename(tmp_path / "locked")
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    assert expected in refusal(loaded, f"{{tls_cert: {cert}, tls_key: {key}}}")
+
+
+@needs_openssl
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o666])
+@pytest.mark.usefixtures("certificate")
+def test_a_key_that_others_can_open_is_refused(loaded: Loader, tmp_path: Path, mode: int) -> None:
+    (tmp_path / "key.pem").chmod(mode)
+    assert f"tls_key: got 'key.pem'; is open to others (mode {mode:04o})" in refusal(loaded, f"{{{TLS}}}")
+
+
+# --- secrets ------------------------------------------------------------------------------------
 
 
 def test_the_token_is_shown_nowhere(loaded: Loader) -> None:

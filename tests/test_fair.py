@@ -107,3 +107,55 @@ def test_a_small_item_goes_before_equals() -> None:
     assert queue.pop() == "a"
     queue.push(Flow(), 1, "small")
     assert [queue.pop() for _ in range(3)] == ["small", "b", "c"]
+
+
+def test_a_patient_flow_gets_the_less_of_what_others_want() -> None:
+    queue, patient, busy = FairQueue[str](), Flow(patience=8), Flow()
+    for _ in range(10):
+        queue.push(patient, 10, "p")
+    for _ in range(90):
+        queue.push(busy, 10, "b")
+    order = drained(queue)
+    assert order[:81].count("p") == 9 and "pp" not in order[:81]
+
+
+def test_a_patient_flow_has_everything_that_nobody_else_wants() -> None:
+    queue, patient = FairQueue[str](), Flow(patience=8)
+    for item in "abc":
+        queue.push(patient, 10, item)
+    assert drained(queue) == "abc"
+
+
+def test_an_item_of_a_patient_flow_moves_the_clock_by_what_it_costs() -> None:
+    """Or who comes next would stand behind those who came later: it is in debt, nobody else is."""
+    queue, patient, other = FairQueue[str](), Flow(patience=8), Flow()
+    queue.count(patient, 100)
+    queue.push(other, 100, "o")
+    queue.push(patient, 1, "p")
+    queue.push(Flow(), 700, "n")
+    assert drained(queue) == "onp"
+
+
+def test_a_small_get_beside_a_verify_of_everything_waits_for_no_more_than_beside_big_puts() -> None:
+    """Small loads count as one flow, which goes ahead of all runs that wait, each time."""
+    run, small = 16 << 20, 20 << 10
+    for rivals in ([Flow()], [Flow() for _ in range(8)]):  # a verify has one flow, eight puts have one each
+        queue, gets = FairQueue[str](), Flow()
+        for _ in range(9):
+            for rival in rivals:
+                queue.push(rival, run, "r")
+        turns = []
+        for _ in range(100):
+            queue.pop()  # the run that a process is just free for
+            queue.push(rivals[0], run, "r")
+            queue.push(gets, small, "g")
+            turns.append(drained_to(queue, "g"))
+        assert max(turns) == 1, "no run goes before it"
+
+
+def drained_to(queue: FairQueue[str], item: str) -> int:
+    """How many turns it takes to come to an item."""
+    turns = 1
+    while queue.pop() != item:
+        turns += 1
+    return turns

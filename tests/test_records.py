@@ -23,6 +23,7 @@ from pfsd.records import (
     Removed,
     Rename,
     Run,
+    Verified,
     decode,
     encode,
 )
@@ -40,6 +41,7 @@ EVERY_TYPE: list[Record] = [
     Rename(file=7, name=b"film", replaces=2),
     Damage(file=7, parts=[0, 4]),
     Moved(file=7, run=RUN),
+    Verified(first=(1, 0), end=(7, 4), time=5),
     Ids(file=8, part=36, pack=13),
 ]
 
@@ -55,6 +57,7 @@ any_record = st.one_of(
     st.builds(Ready, ids, names, counts, ids, counts, st.lists(runs, max_size=3), counts),
     st.builds(Rename, ids, names, counts),
     st.builds(Damage, ids, st.lists(small)),
+    st.builds(Verified, st.tuples(ids, small), st.tuples(ids, small), counts),
     st.builds(Ids, ids, ids, ids),
 )
 

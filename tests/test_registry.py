@@ -15,10 +15,26 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec import structs
 
 from pfsd import registry as registry_module
-from pfsd.records import Damage, Delete, Drop, Ids, Moved, Parts, Put, Ready, Record, Removed, Rename, Run, encode
-from pfsd.registry import Part, Registry, RegistryError, Snapshot, Status
+from pfsd.records import (
+    Damage,
+    Delete,
+    Drop,
+    Ids,
+    Moved,
+    Parts,
+    Put,
+    Ready,
+    Record,
+    Removed,
+    Rename,
+    Run,
+    Verified,
+    encode,
+)
+from pfsd.registry import VERIFIED_BYTES, Part, Registry, RegistryError, Snapshot, Status
 
 PART_SIZE = 100
+CREATED = 5
 HEAD = 10
 
 
@@ -37,11 +53,11 @@ def run(pack: int, seq: int, sizes: Sequence[int], part: int = 1) -> Run:
 
 def ready(file: int, name: bytes, *runs: Run, replaces: int = 0, size: int | None = None) -> Ready:
     total = sum(row[1] for run in runs for row in run.parts) if size is None else size
-    return Ready(file, name, total, PART_SIZE, 5, list(runs), replaces)
+    return Ready(file, name, total, PART_SIZE, CREATED, list(runs), replaces)
 
 
 def put(file: int, name: bytes) -> Put:
-    return Put(file, name, PART_SIZE, 5)
+    return Put(file, name, PART_SIZE, CREATED)
 
 
 def made(*records: Record) -> Registry:
@@ -70,6 +86,8 @@ def state(registry: Registry) -> tuple[Any, ...]:
         {file.id for file in registry.deleting()},
         {file.name: registry.find(file.name) and registry.find(file.name).id for file in files},
         {file.name: registry.name_taken(file.name) and registry.name_taken(file.name).id for file in files},
+        [[registry.verified_at(file, seq) for seq in range(file.parts)] for file in files],
+        (registry.to_verify, registry.first_verified_at(), registry.oldest_verified_at(), registry.known_bad),
         (registry.files_ready, registry.parts_ready, registry.size, registry.stored, registry.live_bytes),
     )
 
@@ -326,6 +344,8 @@ REFUSED: dict[str, Record] = {
     "delete: unknown": Delete(9),
     "delete: being stored": Delete(2),
     "delete: again": Delete(3),
+    "verified: nothing": Verified((1, 1), (1, 1), 5),
+    "verified: backwards": Verified((2, 0), (1, 1), 5),
     "removed: unknown": Removed(9),
     "removed: not deleted": Removed(1),
     "removed: being stored": Removed(2),
@@ -528,13 +548,15 @@ def test_live_bytes_are_close_to_the_truth() -> None:
         sizes = [100] * (file % 16) + [50]
         runs = [run(file << 20, 0, sizes, part=file << 20)]
         registry.apply(Ready(file, b"some/name-%d" % file, sum(sizes), PART_SIZE, 1_700 * 10**15, runs))
+        registry.apply(Verified((file, 0), (file + 1, 0), 1_700 * 10**15))
     journal_bytes = sum(len(encode(record)) + 40 for record in registry.snapshot())
     assert 0.75 * journal_bytes < registry.live_bytes < 1.25 * journal_bytes
     for file in range(1, 200):
         registry.apply(Rename(file, b"x"))
         registry.apply(Delete(file))
         registry.apply(Removed(file))
-    assert registry.live_bytes == 0
+    registry.apply(Verified((1, 0), (200, 0), 1_700 * 10**15))
+    assert registry.live_bytes == VERIFIED_BYTES
 
 
 def test_a_snapshot_of_a_file_that_changes_between_two_of_its_records() -> None:
@@ -562,6 +584,7 @@ class Model(RuleBasedStateMachine):
         self.storing: dict[int, bytes] = {}
         self.deleting: set[int] = set()
         self.bad: dict[int, list[int]] = {}
+        self.verified: list[tuple[tuple[int, int], tuple[int, int], int]] = []
         self.snapshot: Snapshot | None = None
         self.taken: list[Record] = []
         self.at_start: tuple[Any, ...] = ()
@@ -688,6 +711,32 @@ class Model(RuleBasedStateMachine):
         pack = data.draw(st.sampled_from([1, 2, 3, self.registry.new_pack_id() + 3]))
         self.do(Moved(file, shifted(old, pack, by=data.draw(st.integers(0, 9)))))
         self.packs[file][at] = pack
+
+    @rule(data=st.data(), time=st.integers(0, 9))
+    def verify(self, data: st.DataObject, time: int) -> None:
+        """Stretches that join, overlap and leave gaps; a part's time is that of the last one over it."""
+        end = self.registry.next_file + 1
+        positions = st.tuples(st.integers(1, end), st.integers(0, 4))
+        first, last = sorted(data.draw(st.lists(positions, min_size=2, max_size=2, unique=True)))
+        self.do(Verified(first, last, time))
+        self.verified.append((first, last, time))
+
+    def time_of(self, file: int, seq: int) -> int:
+        times = [time for first, end, time in self.verified if first <= (file, seq) < end]
+        return times[-1] if times else CREATED
+
+    @invariant()
+    def knows_when_each_part_was_verified(self) -> None:
+        registry = self.registry
+        times = []
+        for file_id in self.names.values():
+            file = registry.file(file_id)
+            assert file is not None
+            for seq in range(max(1, file.parts)):
+                times.append(self.time_of(file_id, seq))
+                assert registry.verified_at(file, seq) == times[-1]
+        assert registry.oldest_verified_at() == min(times, default=None)
+        assert registry.to_verify == (self.verified[-1][1] if self.verified else (1, 0))
 
     def registered_runs(self, file: int) -> list[Run]:
         """The runs of a file in order, from what can be asked: none of this model's is without parts."""

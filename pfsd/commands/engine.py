@@ -14,7 +14,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from pfsd.errors import Exists, NotFound, NotReady, RequestError
 from pfsd.fair import Flow
 from pfsd.gather import Gatherer
 from pfsd.paths import Roots
+from pfsd.protocol import show
 from pfsd.registry import File, Part, Registry, Status
 from pfsd.workers import Workers
 
@@ -253,7 +254,10 @@ class Engine:
     async def load(
         self, parts: Sequence[Part], extents: Sequence[Extent], flow: Flow, into: Target | None = None
     ) -> work.LoadedBatch:
-        """Load and check parts of one pack into their extents, and on into a target. Notes damage."""
+        """Load and check parts of one pack into their extents, and on into a target. Notes damage.
+
+        Small loads make their trip together and count as one command, unless their flow is a patient one.
+        """
         batch = work.LoadBatch(
             pack=parts[0].pack,
             parts=tuple(
@@ -277,22 +281,22 @@ class Engine:
                 resume=into.resume,
             )
         cost = sum(part.size for part in parts)
-        if cost <= self.settings.small_bytes:
+        if cost <= self.settings.small_bytes and flow.patience == 1:
             loaded = await self._small_loads.add(batch, cost + LOAD_COST)
         else:
             (loaded,) = await self.workers.run(work.load_batches, (batch,), flow, cost)
         if isinstance(loaded, work.Failure):
             raise loaded.error()
         if loaded.bad:
-            await self.note_damage(parts[0].file, {part.seq for part in loaded.bad})
+            await self.note_checked(parts[0].file, bad={part.seq for part in loaded.bad})
         return loaded
 
     async def _load_together(self, batches: Sequence[work.LoadBatch]) -> tuple[work.LoadedBatch | work.Failure, ...]:
         cost = sum(LOAD_COST + part.row.size for batch in batches for part in batch.parts)
         return await self.workers.run(work.load_batches, tuple(batches), self._small_flow, cost)
 
-    async def note_damage(self, file_id: int, seqs: set[int]) -> None:
-        """Enter parts that turned out bad into the registry, unless they are known."""
+    async def note_checked(self, file_id: int, *, bad: Set[int] = frozenset(), sound: Set[int] = frozenset()) -> None:
+        """Enter parts that turned out bad, or sound after all, into the registry, unless that is known."""
         file = self.registry.file(file_id)
         if file is None:
             return
@@ -300,10 +304,17 @@ class Engine:
             if self.registry.file(file_id) is not file or file.status not in (Status.READY, Status.DAMAGED):
                 return
             known = set(self.registry.bad_parts(file_id))
-            if not seqs <= known:
-                log.warning("file %d has damaged parts: %s", file_id, sorted(seqs - known))
-                with suppress(RequestError):  # whoever reads them next finds them again
-                    await self.committer.commit([records.Damage(file=file_id, parts=sorted(known | seqs))])
+            now = (known | bad) - sound
+            if now == known:
+                return
+            if now - known:
+                log.warning("file %d, %s, has damaged parts: %s", file_id, show(file.name), sorted(now - known))
+            if known - now:
+                log.info(
+                    "file %d, %s, has parts that are sound again: %s", file_id, show(file.name), sorted(known - now)
+                )
+            with suppress(RequestError):  # whoever reads them next finds out again
+                await self.committer.commit([records.Damage(file=file_id, parts=sorted(now))])
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from pfsd import records
+from pfsd import work
 from pfsd.aio import Window
 from pfsd.budget import Extent
 from pfsd.commands.engine import Engine, FileRef, Progress
 from pfsd.commands.get import Range, plan_runs
-from pfsd.errors import Corrupt, RequestError
+from pfsd.errors import Corrupt
 from pfsd.fair import Flow
 from pfsd.registry import File, Part, Status
 
@@ -82,15 +81,12 @@ async def _verify_file(
 ) -> None:
     if engine.registry.file(file.id) is not file or file.status not in (Status.READY, Status.DAMAGED):
         return  # deleted since it was listed, or not there yet
-    sound = True
 
-    async def check_run(run: Sequence[Part], extents: Sequence[Extent]) -> None:
-        bad = (await engine.load(run, extents, flow)).bad
+    async def check(run: Sequence[Part], extents: Sequence[Extent]) -> None:
+        bad = await check_run(engine, run, extents, flow)
         done.parts += len(run)
         done.bytes += sum(part.size for part in run)
         progress.bytes, progress.parts = done.bytes, done.parts
-        nonlocal sound
-        sound = sound and not bad
         for part in bad:
             done.bad += 1
             await report(BadRow(file.id, part.seq, part.seq * file.part_size, part.code, file.name))
@@ -101,14 +97,20 @@ async def _verify_file(
                 while run:
                     await window.room()
                     extents = await engine.take([part.size for part in run], flow)
-                    window.start_now(check_run(run[: len(extents)], extents), partial(engine.budget.give, extents))
+                    window.start_now(check(run[: len(extents)], extents), partial(engine.budget.give, extents))
                     run = run[len(extents) :]
     done.files += 1
-    if sound and file.status is Status.DAMAGED:
-        await _clear_damage(engine, file)
 
 
-async def _clear_damage(engine: Engine, file: File) -> None:
-    """The store gives back what was bad before, say after a cable was put back."""
-    with suppress(RequestError):  # it stays marked; the next verify tries again
-        await engine.committer.commit([records.Damage(file=file.id, parts=[])])
+async def check_run(
+    engine: Engine, run: Sequence[Part], extents: Sequence[Extent], flow: Flow
+) -> tuple[work.BadPart, ...]:
+    """Read and check parts of one pack; what is bad, and what no longer is, goes into the registry.
+
+    The store may give back what was bad before, say after a cable was put back.
+    """
+    bad = (await engine.load(run, extents, flow)).bad
+    sound = {part.seq for part in run} - {part.seq for part in bad}
+    if not sound.isdisjoint(engine.registry.bad_parts(run[0].file)):
+        await engine.note_checked(run[0].file, sound=sound)
+    return bad

@@ -18,6 +18,7 @@ from pfsd.records import (
     Damage,
     Delete,
     Drop,
+    FileRecord,
     Ids,
     Moved,
     Parts,
@@ -28,6 +29,7 @@ from pfsd.records import (
     Removed,
     Rename,
     Run,
+    Verified,
     decode,
 )
 from pfsd.registry import Registry, RegistryError, Status
@@ -162,8 +164,11 @@ class Salvage:
         try:
             self.registry.apply(record)
             self._on_record(record)
-        except RegistryError:
-            self._take_what_does_not_fit(line.seq, record)
+        except RegistryError as error:
+            if isinstance(record, Verified | Ids):
+                self._mend(line.seq, 0, f"left out: {error}")
+            else:
+                self._take_what_does_not_fit(line.seq, record)
         self._taken(record)
 
     def end(self) -> None:
@@ -193,7 +198,7 @@ class Salvage:
 
     # --- what does not fit ---
 
-    def _take_what_does_not_fit(self, seq: int, record: Record) -> None:
+    def _take_what_does_not_fit(self, seq: int, record: FileRecord) -> None:
         self._note_ids(record)
         steps, what = self._made_to_fit(record)
         for step in steps:
@@ -208,7 +213,7 @@ class Salvage:
             self._on_record(step)
         self._mend(seq, record.file, what)
 
-    def _note_ids(self, record: Record) -> None:
+    def _note_ids(self, record: FileRecord) -> None:
         runs = record.runs if isinstance(record, Ready) else [record.run] if isinstance(record, Parts | Moved) else []
         self._ids = Ids(
             max(self._ids.file, record.file + 1),
@@ -219,7 +224,7 @@ class Salvage:
     def _mend(self, seq: int, file: int, what: str) -> None:
         self.mended.append(Mended(seq, file, what))
 
-    def _made_to_fit(self, record: Record) -> tuple[list[Record], str]:
+    def _made_to_fit(self, record: FileRecord) -> tuple[list[Record], str]:
         """Records to apply in place of one that does not fit, and what that means."""
         file = self.registry.file(record.file)
         status = file.status if file else None
@@ -247,7 +252,7 @@ class Salvage:
             return [], "parts of a file whose own record is lost"
         return self._ended(record, status)
 
-    def _ended(self, record: Record, status: Status | None) -> tuple[list[Record], str]:
+    def _ended(self, record: FileRecord, status: Status | None) -> tuple[list[Record], str]:
         file = record.file
         if isinstance(record, Delete | Removed) and status is Status.STORING:
             return [Drop(file)], "the file was deleted; that it had got ready is lost"
