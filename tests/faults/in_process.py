@@ -134,7 +134,9 @@ class InProcess(Daemon):
         """What holds for every store that has just been opened."""
         registry, store = self._registry, self._store
         held = {found.pack for found in store.list()}
-        assert held == registry.live_packs(), "packs of nobody, or files without packs"
+        assert held >= registry.live_packs(), "files without packs"
+        # Behind a torn end they stay for one start more: it may have been the end of a sound journal.
+        assert held == registry.live_packs() or self._journal.was_torn, "packs of nobody"
         assert not registry.deleting()
         for file in registry.interrupted():
             self._content(file.id)  # what a resumed put would build upon
@@ -176,7 +178,7 @@ def small_limits() -> Iterator[None]:
     with (
         mock.patch("pfsd.commands.put.RUNS_PER_RECORD", 1),
         mock.patch("pfsd.commands.put.CHECKPOINT_BYTES", 32 * PART),
-        mock.patch("pfsd.daemon.RESERVE_BYTES", 4096),
+        mock.patch("pfsd.spare.RESERVE_BYTES", 4096),
         mock.patch.dict(Committer.__init__.__kwdefaults__, {"compact_above": COMPACT_ABOVE}),
         mock.patch.object(gc, "freeze"),  # what one daemon leaves is garbage to the next
     ):
