@@ -102,7 +102,7 @@ class Daemon:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=self.home,
-                env={key: value for key, value in os.environ.items() if not key.startswith("PFSD_")} | self.environ,
+                env=_environ() | self.environ,
             )
         return self.process
 
@@ -300,6 +300,12 @@ class Daemon:
     def staged(self) -> list[Path]:
         """Files in the store that wait to become packs."""
         return [path for path in (self.store / "tmp").rglob("*") if path.is_file()]
+
+
+def _environ() -> dict[str, str]:
+    """Without settings of whoever runs the tests; I/O processes are to import this pfsd, not one that is installed."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PFSD_")}
+    return kept | {"PYTHONPATH": str(SERVER.parent)}
 
 
 def _lines(stream: IO[bytes], count: int) -> list[str]:

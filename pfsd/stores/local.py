@@ -79,6 +79,8 @@ class LocalStore:
         try:
             try:
                 size = _write_pieces(fd, pieces, self._sync)
+                if disk.size(fd) != size:
+                    raise OSError(errno.EIO, "the pack has not as many bytes as were written to it", str(path))
                 if self._sync:
                     disk.fdatasync(fd)
             finally:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from tests.harness import Daemon
+from tests.harness import SERVER, Daemon
 
-_INJECTION = Path(__file__).parent / "injection"
+_PATH = os.pathsep.join([str(Path(__file__).parent / "injection"), str(SERVER.parent)])
 
 
 def inject(daemon: Daemon, *faults: str) -> None:
@@ -17,7 +18,7 @@ def inject(daemon: Daemon, *faults: str) -> None:
         daemon.environ.pop(key, None)
     if faults:
         daemon.environ |= {
-            "PYTHONPATH": str(_INJECTION),
+            "PYTHONPATH": _PATH,
             "PFSD_TEST_FAULT": ",".join(faults),
             "PFSD_TEST_FAULT_LOG": str(log),
         }
@@ -25,7 +26,7 @@ def inject(daemon: Daemon, *faults: str) -> None:
 
 def compact_above(daemon: Daemon, nbytes: int) -> None:
     """Let journals above this size be compacted as soon as they are mostly dead, at the next starts."""
-    daemon.environ |= {"PYTHONPATH": str(_INJECTION), "PFSD_TEST_COMPACT_ABOVE": str(nbytes)}
+    daemon.environ |= {"PYTHONPATH": _PATH, "PFSD_TEST_COMPACT_ABOVE": str(nbytes)}
 
 
 def fired(daemon: Daemon) -> list[str]:

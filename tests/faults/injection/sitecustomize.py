@@ -80,12 +80,13 @@ class Fault:
         elif hasattr(errno, self.action.upper()):
             number = getattr(errno, self.action.upper())
             raise OSError(number, os.strerror(number))
-        result = call(*arguments)
-        if self.action == "after-kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif self.action == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return result
+        try:
+            return call(*arguments)
+        finally:  # also after a call that found nothing to do, and says so
+            if self.action == "after-kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.action == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _changes_nothing(function: str, arguments: Sequence[Any]) -> bool:
