@@ -105,7 +105,7 @@ async def test_damage_found_side_by_side_adds_up() -> None:
     unused: Any = None
     workers: Any = NoWorkers()
     engine = Engine(bytes(16), registry, committer, unused, unused, workers, unused, SETTINGS, coding.policy("none", 1))
-    found = asyncio.gather(engine.note_damage(1, {0}), engine.note_damage(1, {2}), engine.note_damage(1, {0, 1}))
+    found = asyncio.gather(*(engine.note_checked(1, bad=bad) for bad in ({0}, {2}, {0, 1})))
     await asyncio.sleep(0)
     committer.may_write.set()
     await found

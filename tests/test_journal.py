@@ -386,7 +386,7 @@ def test_a_sector_that_holds_its_lf_was_not_lost(path: str, good: bytes) -> None
 def test_a_damaged_last_lf_is_put_back_and_synced(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good[:-1] + b"\0")
     assert replay(path) == RECORDS
-    assert faults.calls == ["ftruncate", "write_all", "fdatasync"]
+    assert faults.calls == ["ftruncate", "write_all", "fdatasync", "fsync_dir"]
     assert Path(path).read_bytes() == good
 
 

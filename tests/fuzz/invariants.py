@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -298,7 +297,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 @cache
 def _scratch() -> Path:
     """A directory in memory, for what is only read from a file."""
-    logging.getLogger("pfsd").setLevel(logging.CRITICAL)
     where = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     _scratch_directory.append(tempfile.TemporaryDirectory(prefix="pfsd-fuzz-", dir=where))
     return Path(_scratch_directory[0].name)

@@ -5,6 +5,7 @@ PROGRAM is what the fuzzer starts when it wants more such processes; behind it c
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import atheris
@@ -13,6 +14,7 @@ with atheris.instrument_imports(include=["pfsd"]):  # before anything else impor
     from tests.fuzz.invariants import TARGETS
 
 if __name__ == "__main__":
+    logging.disable()
     _, target, *arguments = sys.argv
     atheris.Setup(arguments, TARGETS[target])
     atheris.Fuzz()
