@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,17 @@ def count(pytestconfig: pytest.Config) -> Count:
     return lambda quick, all_of_them: all_of_them if full else quick
 
 
-@pytest.fixture(scope="session")
-def thorough(count: Count) -> None:
-    """For tests that take too long for `make test`."""
-    if not count(0, 1):
-        pytest.skip("with --faults=full only")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked `thorough`, before any daemon is started for it."""
+    if config.getoption("--faults") != "full":
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="with --faults=full only"))
+
+
+def in_full(*values: object) -> list[Any]:
+    """Values of a parameter that are only tried with --faults=full."""
+    return [pytest.param(value, marks=pytest.mark.thorough) for value in values]
 
 
 def often_enough(count: Count) -> None:

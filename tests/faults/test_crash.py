@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, in_full
 from tests.faults.inject import fired, inject
 from tests.faults.oracle import Oracle, seed_of_run
 from tests.harness import Daemon, has_ended, noise
@@ -81,6 +81,7 @@ def test_nothing_is_lost_when_all_processes_are_killed(oracle: Oracle, crashing:
 
 
 @pytest.mark.promise("durable")
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_without_durability_a_killed_daemon_has_lost_nothing_either(
     oracle: Oracle, stopped: Daemon, count: Count
@@ -170,11 +171,13 @@ def test_a_daemon_is_killed_again_while_it_starts(oracle: Oracle, crashing: Daem
 @pytest.mark.parametrize(
     "fault",
     [
-        "",
-        "fdatasync:*/journal.jsonl.new:1:kill",
-        "rename:*/journal.jsonl.new:1:kill",
         "rename:*/journal.jsonl.new:1:after-kill",
-        "fsync_dir:*/store:1:kill",
+        *in_full(
+            "",
+            "fdatasync:*/journal.jsonl.new:1:kill",
+            "rename:*/journal.jsonl.new:1:kill",
+            "fsync_dir:*/store:1:kill",
+        ),
     ],
 )
 def test_a_store_whose_first_daemon_was_killed_takes_a_put(stopped: Daemon, fault: str) -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from pfsd.registry import Registry
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, in_full
 from tests.faults.inject import compact_above, fired, inject
 from tests.harness import PART, Daemon, noise
 from tests.wire import Wire, code, fields
@@ -134,7 +134,7 @@ def start_or_die(daemon: Daemon) -> bool:
     try:
         daemon.start()
     except AssertionError:
-        daemon.wait(-signal.SIGKILL)
+        assert fired(daemon), daemon.log
         return False
     return True
 
@@ -231,7 +231,7 @@ def test_the_daemon_dies_at_every_call(share: int, action: str, in_memory: Path,
 @pytest.mark.timeout(600)
 @pytest.mark.promise("processes")
 @pytest.mark.promise("whole")
-@pytest.mark.parametrize("action", ["kill", "after-kill"])
+@pytest.mark.parametrize("action", ["kill", *in_full("after-kill")])
 def test_an_io_process_dies_at_every_call(action: str, in_memory: Path, count: Count) -> None:
     for number in range(1, count(2, 1000)):
         if not crash_at(number, f"process.*:*/store*:{{}}:{action}", in_memory / str(number)):
@@ -242,7 +242,7 @@ def test_an_io_process_dies_at_every_call(action: str, in_memory: Path, count: C
 @pytest.mark.timeout(600)
 @pytest.mark.promise("torn")
 @pytest.mark.promise("durable")
-@pytest.mark.parametrize("action", ["kill", "after-kill"])
+@pytest.mark.parametrize("action", [*in_full("kill"), "after-kill"])
 def test_the_start_after_a_crash_dies_at_every_call(action: str, in_memory: Path, count: Count) -> None:
     client, used = Client(), in_memory / "used"
     used.mkdir()

@@ -139,7 +139,7 @@ def test_a_put_that_the_disk_turns_out_too_small_for_leaves_nothing(small: Daemo
     assert code(small.ask(by_size("zeros", bytes(30 << 20)))[-1]) == "OK", "this shrinks, and fits"
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 def test_a_put_that_runs_out_of_files_leaves_nothing(small: Daemon, disk: Disk) -> None:
     disk.fill_files(but=SPARE_FILES)
@@ -149,7 +149,7 @@ def test_a_put_that_runs_out_of_files_leaves_nothing(small: Daemon, disk: Disk) 
         assert trace(small, disk) == before
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 def test_what_is_stored_raw_and_cannot_fit_is_refused_before_it_comes(small: Daemon, disk: Disk) -> None:
     small.config(codec="none")
@@ -164,7 +164,7 @@ def test_what_is_stored_raw_and_cannot_fit_is_refused_before_it_comes(small: Dae
     assert code(answer(small, by_size("new", BIG[: 3 << 20]))) == "OK"
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 def test_what_is_kept_of_a_put_that_filled_the_disk_is_gone_on_with(small: Daemon, disk: Disk) -> None:
     disk.fill_bytes(but=SPARE_BYTES + (4 << 20))
@@ -175,7 +175,7 @@ def test_what_is_kept_of_a_put_that_filled_the_disk_is_gone_on_with(small: Daemo
     assert fetched(small, "big") == BIG
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 @pytest.mark.promise("durable")
 def test_every_client_of_many_that_fill_the_disk_is_answered(small: Daemon, disk: Disk, count: Count) -> None:
@@ -246,7 +246,7 @@ def test_deletes_have_a_reserve_that_comes_back(small: Daemon, disk: Disk) -> No
         assert wire.ask(b"list\n")[-1].startswith(b"OK list files=4 ")
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 @pytest.mark.promise("durable")
 @pytest.mark.parametrize("reserve", ["reserve", "no reserve"])
@@ -294,7 +294,7 @@ def wait_until_logged(daemon: Daemon, words: str) -> None:
     daemon._poll(b"ping\n", lambda rows: words in daemon.log)
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 @pytest.mark.promise("torn")
 @pytest.mark.parametrize("what", ["bytes", "files"])
@@ -315,7 +315,7 @@ def test_a_torn_end_is_not_cut_off_while_it_cannot_be_kept(small: Daemon, disk: 
     assert [kept.read_bytes() for kept in small.store.glob("journal.torn-*")] == [b'{"seq":99,"type":"put","na']
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 @pytest.mark.parametrize("what", ["bytes", "files"])
 def test_a_new_store_on_a_full_disk_is_refused_in_one_line(disk: Disk, tmp_path: Path, what: str) -> None:
@@ -328,7 +328,7 @@ def test_a_new_store_on_a_full_disk_is_refused_in_one_line(disk: Disk, tmp_path:
         daemon.start()
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 def test_a_pack_that_is_mostly_dead_waits_for_room(small: Daemon, disk: Disk) -> None:
     small.ask(b"delete old other\n")
@@ -350,7 +350,7 @@ def test_a_pack_that_is_mostly_dead_waits_for_room(small: Daemon, disk: Disk) ->
         assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % (len(FILES) - 30))
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("full")
 def test_a_quota_is_as_good_as_a_full_disk(idle_daemon: Daemon) -> None:
     inject(idle_daemon, "writev_all:*/store/tmp/*:1+:edquot")
@@ -376,7 +376,7 @@ def getter(disk: Disk, tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("target")
 @pytest.mark.promise("full")
 @pytest.mark.parametrize("disk", KINDS, indirect=True)
@@ -393,7 +393,7 @@ def test_a_get_to_a_full_disk_leaves_the_target_as_it_was(getter: Daemon, disk: 
     assert (disk.top / "old").read_bytes() == BIG
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("target")
 @pytest.mark.promise("full")
 @pytest.mark.parametrize("disk", KINDS, indirect=True)

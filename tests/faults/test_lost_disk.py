@@ -53,7 +53,7 @@ def test_where_nothing_can_be_staged_all_that_is_there_can_be_read(daemon: Daemo
     assert code(daemon.ask(by_size("new", CONTENT))[-1]) == "OK"
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.root
 @pytest.mark.promise("whole")
 def test_where_no_pack_can_be_made_or_removed_all_that_is_there_can_be_read(daemon: Daemon) -> None:
@@ -67,7 +67,7 @@ def test_where_no_pack_can_be_made_or_removed_all_that_is_there_can_be_read(daem
     assert daemon.packs() == []
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("whole")
 def test_a_journal_that_takes_nothing_refuses_and_goes_on(idle_daemon: Daemon) -> None:
     idle_daemon.start()
@@ -85,7 +85,7 @@ def test_a_journal_that_takes_nothing_refuses_and_goes_on(idle_daemon: Daemon) -
     assert_can_be_read(idle_daemon)
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.root
 @pytest.mark.promise("whole")
 @pytest.mark.parametrize("torn", [False, True])
@@ -106,7 +106,7 @@ def test_a_read_only_store_is_refused_in_one_line(daemon: Daemon, torn: bool) ->
     assert_can_be_read(daemon)
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.root
 @pytest.mark.promise("target")
 @pytest.mark.parametrize(("how", "errno"), [(read_only, "EROFS"), (immutable, "EPERM")])
@@ -140,7 +140,7 @@ def take_from_root(path: Path, mode: int) -> None:
     os.chown(path, 65534, 65534)
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.root
 @pytest.mark.promise("target")
 @pytest.mark.promise("whole")
@@ -294,7 +294,7 @@ def test_nothing_is_acknowledged_in_a_store_that_was_unmounted(
         daemon.stop()
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("durable")
 @pytest.mark.parametrize("what", ["removed", "replaced", "moved", "store removed"])
 def test_nothing_is_acknowledged_when_the_journal_is_not_where_it_was(daemon: Daemon, what: str) -> None:

@@ -20,7 +20,7 @@ from pfsd.registry import Registry, Status
 from pfsd.rescue import check, rebuild, repair
 from pfsd.rescue.report import Report
 from pfsd.rescue.rewrite import digest
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, in_full
 from tests.harness import PART, SERVER, Daemon, etag, noise
 from tests.wire import code, fields
 
@@ -518,7 +518,7 @@ def crash_at(command: Callable[[], object], number: int) -> bool:
 
 
 @pytest.mark.promise("rebuilt")
-@pytest.mark.parametrize("what", ["rebuild", "repair"])
+@pytest.mark.parametrize("what", ["rebuild", *in_full("repair")])
 def test_a_crash_at_any_step_leaves_the_old_or_the_new_and_a_second_run_finishes(store: Store, what: str) -> None:
     lines = store.journal.read_bytes().splitlines(keepends=True)
     if what == "rebuild":

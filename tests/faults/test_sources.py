@@ -111,7 +111,7 @@ def test_a_source_that_is_replaced_all_the_time_is_stored_as_one_of_its_versions
     shared_daemon.ask(b"delete x\n")
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("whole")
 @pytest.mark.promise("memory")
 def test_a_source_of_a_tebibyte_can_be_given_up(shared_daemon: Daemon) -> None:

@@ -89,7 +89,7 @@ def test_a_target_may_be_the_source_of_the_file(shared_daemon: Daemon) -> None:
 STALE = ["-name", ".*.pfsd-????????????????"]
 
 
-@pytest.mark.usefixtures("thorough")
+@pytest.mark.thorough
 @pytest.mark.promise("target")
 def test_a_target_is_whole_or_as_it_was_whenever_the_daemon_dies(idle_daemon: Daemon, count: Count) -> None:
     """Three targets at a time: a new one, one that is replaced, and one that is on the disk first."""
