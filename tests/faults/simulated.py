@@ -293,6 +293,23 @@ class PowerCut:
         zeros = self._chance.choice([0, 0, self._chance.randint(0, pending - came)])
         return came, zeros
 
+    def overwritten(self, offset: int, pending: int) -> int:
+        """Of bytes that were written over others, and have come at all: how many."""
+        return self.bytes_that_came(offset, pending)[0]
+
+
+class OnlyOverwritten(PowerCut):
+    """Names came, and what was written over other bytes, but nothing that was added to a file."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 1)
+
+    def bytes_that_came(self, durable: int, pending: int) -> tuple[int, int]:
+        return 0, 0
+
+    def overwritten(self, offset: int, pending: int) -> int:
+        return pending
+
 
 NOTHING_CAME = PowerCut(None, 0)
 ALL_CAME = PowerCut(None, 1)
@@ -351,7 +368,7 @@ def _content_after(trace: Trace, operations: Sequence[Operation], number: int, c
             continue
         if isinstance(operation, Overwrite):
             if cut.comes():
-                came, _ = cut.bytes_that_came(operation.offset, len(operation.data))
+                came = cut.overwritten(operation.offset, len(operation.data))
                 _apply(content, operation._replace(data=operation.data[:came]))
             continue
         # Zeros stand for all that the file had grown by until the power went.

@@ -30,6 +30,8 @@ from tests.faults.simulated import (
     NOTHING_CAME,
     Mark,
     Names,
+    OnlyOverwritten,
+    Overwrite,
     PowerCut,
     Recorder,
     State,
@@ -341,6 +343,24 @@ async def _some_lives(home: Path, seed: int, chance: random.Random) -> list[Trac
         another = chance.choice([lives.after_kill, lives.after_power_cut])
         traces.append(await another(traces[-1], length, 4))
     return traces
+
+
+@pytest.mark.promise("durable")
+@pytest.mark.promise("torn")
+def test_the_mark_never_is_ahead_of_the_journal(home: Path, count: Count) -> None:
+    """The power goes right after it was written: it came to the disk, and nothing else that was not synced."""
+    print(f"PFSD_TEST_SEED={SEED}")
+    asyncio.run(_try_marks(home, SEED, count(20, 1000)))
+
+
+async def _try_marks(home: Path, seed: int, states: int) -> None:
+    recovery, tried = Recovery(home), 0
+    for trace in await _some_lives(home, seed, random.Random(seed)):
+        written = [at for at, one in enumerate(trace.operations, 1) if isinstance(one, Overwrite)]
+        for length in written[-states // 4 :]:
+            await recovery.check(trace, length, OnlyOverwritten())
+            tried += 1
+    assert tried >= min(states, 20) // 2
 
 
 # --- every sync is needed -----------------------------------------------------------------------
