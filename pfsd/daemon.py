@@ -222,11 +222,6 @@ class Daemon:
                 orphans.append(pack)
         # Before the first file is removed: that may start the copying of a pack, which takes a new id.
         self._registry.skip_packs(orphans)
-        if self._journal.was_torn and orphans:
-            # Most likely nobody was told that these are stored. But an end that was answered and then rotted can look
-            # as torn as that, and its content is in these packs alone.
-            log.warning("%d packs of no file stay until the next start, as the journal's end was cut off", len(orphans))
-            orphans = []
         freed = await asyncio.to_thread(self._store.delete, orphans)
         for file in self._registry.deleting():
             await self._engine.remove(file)

@@ -30,11 +30,12 @@ AnyPath = str | os.PathLike[str]
 MAX_PIECES = 1024
 
 
-#: For files that are appended to, written once, or only read. A FIFO in place of a file keeps nobody waiting, a symlink
-#: is never followed, and nothing is inherited by I/O processes.
+#: For files that are appended to, written once, written over in place, or only read. A FIFO in place of a file keeps
+#: nobody waiting, a symlink is never followed, and nothing is inherited by I/O processes.
 APPEND = os.O_RDWR | os.O_APPEND
 CREATE_APPEND = APPEND | os.O_CREAT | os.O_EXCL
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+UPDATE = os.O_RDWR | os.O_CREAT
 READ = os.O_RDONLY
 _ALWAYS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -90,6 +91,11 @@ def writev_all(fd: int, pieces: Sequence[Buffer]) -> None:
             at += 1
         if count:
             left[at] = left[at][count:]
+
+
+def write_at(fd: int, data: Buffer, offset: int) -> None:
+    """Write a few bytes over what is at `offset`, in one call."""
+    os.pwrite(fd, data, offset)
 
 
 def fdatasync(fd: int) -> None:
@@ -181,7 +187,7 @@ def lock_exclusive(path: AnyPath) -> int:
     The kernel frees it with the process, however that ends. Raises StoreUnavailable, with its pid.
     """
     try:
-        fd = open_file(path, os.O_RDWR | os.O_CREAT)
+        fd = open_file(path, UPDATE)
     except OSError as error:
         raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
     try:
@@ -219,7 +225,7 @@ def room(path: AnyPath) -> Room:
 
 def preallocate(path: AnyPath, nbytes: int) -> None:
     """See to it that the file `path` exists and owns at least `nbytes` of disk; a failure leaves no file."""
-    fd = open_file(path, os.O_RDWR | os.O_CREAT)
+    fd = open_file(path, UPDATE)
     try:
         os.posix_fallocate(fd, 0, nbytes)
     except OSError:

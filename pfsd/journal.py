@@ -11,7 +11,8 @@
   with the crc of the line before (the header: with 0). So a line that was changed, lost, doubled, swapped, or
   left over from elsewhere does not fit.
 * What is appended is on the disk when `append` returns. A crash can leave one torn end, which the next start
-  cuts off and keeps; anything else that does not fit is damage, and the start is refused.
+  cuts off and keeps; anything else that does not fit is damage, and the start is refused. So is an end before the
+  place that the mark beside the journal says it had reached.
 
 The journal must never know what a record means: it takes and gives JSON objects. It knows no asyncio and no
 threads; the caller lets only one of `append`, `begin_compaction` and `Compaction.finish` run at a time.
@@ -34,9 +35,10 @@ from zlib import crc32
 
 import msgspec
 
-from pfsd import disk
+from pfsd import disk, mark
 from pfsd.errors import ConfigError, RegistryDamaged, StorageFailed, StoreUnavailable
 from pfsd.kinds import printable
+from pfsd.mark import NOTHING, Mark, Reached
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,13 @@ class Verdict(NamedTuple):
     #: From the header: the store's name in hex, and the generation. Empty and 0 when there is no valid header.
     store: str = ""
     generation: int = 0
+    #: How far the journal had come.
+    mark: Reached = NOTHING
+
+    @property
+    def next_generation(self) -> int:
+        """Of a journal that replaces this one."""
+        return max(self.generation, self.mark.generation) + 1
 
 
 class _Log:
@@ -143,12 +152,12 @@ class Journal:
         self.generation = generation
         #: How often the journal was synced.
         self.syncs = 0
-        #: Whether `open` cut a torn end off: what it said is not known.
-        self.was_torn = False
         self._log = log_file
         self._sync = sync
+        self._mark = Mark(path) if sync else None
         self._failure = ""
         self._compaction: Compaction | None = None
+        self._advance_mark()
 
     @classmethod
     def create(cls, path: Path, *, sync: bool = True) -> Journal:
@@ -157,7 +166,8 @@ class Journal:
         if disk.exists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         store = secrets.token_hex(16)
-        log_file = _start_file(_new_path(path), store, generation=1)
+        generation = mark.read(path).generation + 1  # who took the journal away may have left its mark
+        log_file = _start_file(_new_path(path), store, generation)
         try:
             if sync:
                 disk.fdatasync(log_file.fd)
@@ -167,14 +177,15 @@ class Journal:
         except BaseException:
             disk.close(log_file.fd)
             raise
-        return cls(path, log_file, store, 1, sync)
+        return cls(path, log_file, store, generation, sync)
 
     @classmethod
     def open(cls, path: Path, visit: Callable[[bytes], object], *, sync: bool = True) -> Journal:
         """Open a journal, and call `visit` with each JSON object in order, `seq` and `crc` still in it.
 
         A torn end is set aside in `journal.torn-<time>` beside it. RegistryDamaged when anything else does
-        not fit, when `visit` raises ValueError, and when there is no journal. ConfigError for a newer format,
+        not fit, when `visit` raises ValueError, when the journal had come further than its end, and when there is
+        none; nothing is changed then. ConfigError for a newer format,
         StoreUnavailable when the journal cannot be opened, StorageFailed when it cannot be read or repaired.
         """
         path = os.fspath(path)
@@ -183,8 +194,7 @@ class Journal:
             with _no_garbage_collection():
                 reader = _Reader(path, fd, visit)
                 reader.run()
-            if reader.log.size != reader.file_size:
-                reader.settle_end(sync)
+            reader.settle_end(sync)
             if sync:
                 # Who wrote the last lines, or put this file in its place, may have died before he synced that; from
                 # here on it counts.
@@ -199,9 +209,7 @@ class Journal:
             disk.close(fd)
             raise
         assert reader.header is not None
-        journal = cls(path, reader.log, reader.header.store, reader.header.generation, sync)
-        journal.was_torn = reader.cut_off
-        return journal
+        return cls(path, reader.log, reader.header.store, reader.header.generation, sync)
 
     @property
     def store_id(self) -> bytes:
@@ -257,6 +265,8 @@ class Journal:
         if self._compaction is not None:
             self._compaction.abort()
         disk.close(self._log.fd)
+        if self._mark is not None:
+            self._mark.close()
 
     def _check(self) -> None:
         if self._failure:
@@ -277,6 +287,12 @@ class Journal:
             disk.fdatasync(self._log.fd)
         except OSError as error:
             self._fail("syncing", error)
+        self._advance_mark()
+
+    def _advance_mark(self) -> None:
+        """All that was written is durable now, unless nothing is."""
+        if self._mark is not None:
+            self._mark.advance(Reached(self.generation, self.records))
 
     def _roll_back(self) -> None:
         try:
@@ -307,6 +323,7 @@ class Journal:
         except OSError as error:
             # After a crash the old file may be back: what is appended to the new one would be lost.
             self._fail("renaming", error)
+        self._advance_mark()
 
     def _forget(self, compaction: Compaction) -> None:
         if self._compaction is compaction:
@@ -407,11 +424,11 @@ def examine(path: Path, visit: Callable[[bytes], object]) -> Verdict:
     """Read a journal as `Journal.open` does, and change nothing. ConfigError, StoreUnavailable, StorageFailed."""
     path = os.fspath(path)
     if not disk.exists(path):
-        return Verdict("missing", "there is no journal")
+        return Verdict("missing", "there is no journal", mark=mark.read(path))
     try:
         fd = _open_regular(path, disk.READ)
     except RegistryDamaged:
-        return Verdict("damaged", "it is not a regular file")
+        return Verdict("damaged", "it is not a regular file", mark=mark.read(path))
     try:
         with _no_garbage_collection():
             return _Reader(path, fd, visit).verdict()
@@ -476,7 +493,7 @@ class _Reader:
         self.file_size = disk.size(fd)
         self.visit = visit
         self.header: _Header | None = None
-        self.cut_off = False
+        self.mark = mark.read(path)
 
     def run(self) -> None:
         """Visit lines until the end of the file or the first one that does not fit."""
@@ -527,20 +544,44 @@ class _Reader:
         return msgspec.json.decode(line, type=_Header)
 
     def settle_end(self, sync: bool) -> None:
-        """Bytes follow the last good line: cut them off if a crash explains them, else RegistryDamaged.
+        """Mend what follows the last good line if a crash explains it, else RegistryDamaged.
 
         What is cut off is safe before; that it is cut off, the caller makes durable.
         """
+        end, rest = self._judge_end()
+        if end == "no LF":
+            disk.write_all(self.log.fd, b"\n")  # the only byte that is missing
+        elif end == "wrong LF":
+            self._mend_lf(rest[-1])
+        elif end == "torn":
+            self._cut_off(rest[:MAX_TORN], self.file_size - self.log.size, sync)
+
+    def _judge_end(self) -> tuple[Literal["whole", "no LF", "wrong LF", "torn"], bytes]:
+        """What follows the last good line, and how it looks; a last line that is whole is visited. RegistryDamaged."""
         start, length = self.log.size, self.file_size - self.log.size
         rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
-        if reason := _why_damage(rest, length, self.log, self._zeros(start)):
+        if rest and (reason := _why_damage(rest, length, self.log, self._zeros(start))):
             raise self._damaged(reason, plausible=_count_plausible(rest, self.log.seq))
-        if b"\n" not in rest and self._take([rest]):
-            disk.write_all(self.log.fd, b"\n")  # the only byte that is missing
+        end: Literal["whole", "no LF", "wrong LF", "torn"] = "torn"
+        if not rest:
+            end = "whole"
+        elif b"\n" not in rest and self._take([rest]):
+            end = "no LF"
         elif b"\n" not in rest and self._take([rest[:-1]]):
-            self._mend_lf(rest[-1])
-        else:
-            self._cut_off(rest[:MAX_TORN], length, sync)
+            end = "wrong LF"
+        self._refuse_lost_end()
+        return end, rest
+
+    def _refuse_lost_end(self) -> None:
+        """RegistryDamaged when more than the good lines was durable once."""
+        assert self.header is not None
+        last, was = Reached(self.header.generation, self.log.seq - 1), self.mark
+        if last < was:
+            raise self._damaged(
+                f"the journal ends with record {last.seq} of generation {last.generation}, but had reached record "
+                f"{was.seq} of generation {was.generation}: it was cut short, or is an older copy",
+                plausible=0,
+            )
 
     def _mend_lf(self, wrong: int) -> None:
         """Put the LF back in place of the one wrong byte behind the last line: the line is whole, and was answered."""
@@ -559,20 +600,18 @@ class _Reader:
         """`run`, and judge what follows, without a change to the file."""
         try:
             self.run()
-            start, length = self.log.size, self.file_size - self.log.size
-            rest = _read(self.log.fd, start, min(length, LOOK_BEHIND))
-            if not rest or (b"\n" not in rest and (self._take([rest]) or self._take([rest[:-1]]))):
-                return self._verdict("sound")  # at most its last LF is to be mended
-            if not (reason := _why_damage(rest, length, self.log, self._zeros(start))):
-                return self._verdict("torn", f"{length} bytes of an interrupted write")
-            raise self._damaged(reason, plausible=_count_plausible(rest, self.log.seq))
+            end, _ = self._judge_end()
+            if end == "torn":
+                return self._verdict("torn", f"{self.file_size - self.log.size} bytes of an interrupted write")
+            return self._verdict("sound")  # at most its last LF is to be mended
         except RegistryDamaged as damage:
             return self._verdict("damaged", str(damage.fields["reason"]), int(damage.fields["plausible"]))
 
     def _verdict(self, state: Literal["sound", "torn", "damaged"], reason: str = "", plausible: int = 0) -> Verdict:
         at, header = self.log, self.header
         store, generation = (header.store, header.generation) if header else ("", 0)
-        return Verdict(state, reason, at.seq + 1, at.size, max(0, at.seq - 1), plausible, store, generation)
+        good = max(0, at.seq - 1)
+        return Verdict(state, reason, at.seq + 1, at.size, good, plausible, store, generation, self.mark)
 
     def _cut_off(self, torn: bytes, length: int, sync: bool) -> None:
         aside = aside_path(self.path, "torn")
@@ -596,7 +635,6 @@ class _Reader:
             self.log.seq - 1,
             aside,
         )
-        self.cut_off = True
 
     def _zeros(self, start: int) -> bool:
         """Whether the file is all zeros from here on."""

@@ -15,7 +15,7 @@ LAYERS = [
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"}
     | {"certificates", "logs"},
-    {"packs", "records", "verbs", "paths", "spare"},
+    {"packs", "records", "verbs", "paths", "spare", "mark"},
     {"config"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
@@ -54,7 +54,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "stretches", "spare", "certificates", "logs", "rescue.salvage", "rescue.survey",
+    "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
     "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
     "rescue.repair",
 }  # fmt: skip

@@ -128,7 +128,7 @@ def test_a_damaged_registry_is_told_and_touched_no_further(daemon: Daemon) -> No
     for at in range(3):
         put(daemon, f"f{at}", b"abc")
     daemon.stop()
-    (journal,) = daemon.store.glob("journal*")
+    journal = daemon.store / "journal.jsonl"
     content = bytearray(journal.read_bytes())
     content[len(content) // 2] ^= 1
     journal.write_bytes(content)
@@ -140,7 +140,7 @@ def test_a_damaged_registry_is_told_and_touched_no_further(daemon: Daemon) -> No
 def test_a_missing_registry_beside_packs_is_told(daemon: Daemon) -> None:
     put(daemon, "a", b"abc")
     daemon.stop()
-    (journal,) = daemon.store.glob("journal*")
+    journal = daemon.store / "journal.jsonl"
     journal.unlink()
     assert daemon.start_fails()[0] == 65
     assert len(daemon.packs()) == 1

@@ -14,9 +14,10 @@ from zlib import crc32
 
 import pytest
 
-from pfsd import disk, journal
+from pfsd import disk, journal, mark
 from pfsd.errors import ConfigError, RegistryDamaged, StorageFailed, StoreUnavailable
 from pfsd.journal import MAX_LINE, MAX_TORN, Journal
+from pfsd.mark import NOTHING, Reached
 
 RECORDS = [b'{"type":"drop","file":%d,"pad":"%b"}' % (n, b"x" * (n * 7 % 40)) for n in range(1, 25)]
 
@@ -66,13 +67,17 @@ def torn_files(path: str) -> list[Path]:
     return sorted(Path(path).parent.glob("journal.torn-*"))
 
 
+def mark_of(path: str) -> Path:
+    return Path(path).with_name("journal.mark")
+
+
 class Faults:
     """Makes calls of `disk` (and ftruncate) fail from now on, and counts and orders them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
-        for name in ("write_all", "fdatasync", "fsync_dir", "rename"):
+        for name in ("write_all", "write_at", "fdatasync", "fsync_dir", "rename"):
             monkeypatch.setattr(disk, name, self._wrap(name, getattr(disk, name)))
         monkeypatch.setattr(os, "ftruncate", self._wrap("ftruncate", os.ftruncate))
 
@@ -145,7 +150,7 @@ def test_the_store_id_stays_and_is_random(path: str, tmp_path: Path) -> None:
 def test_create_makes_a_private_file_and_never_replaces(path: str, faults: Faults) -> None:
     Journal.create(path).close()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
-    assert faults.calls == ["write_all", "fdatasync", "rename", "fsync_dir"]
+    assert faults.calls == ["write_all", "fdatasync", "rename", "fsync_dir", "write_at"]
     with pytest.raises(FileExistsError):
         Journal.create(path)
 
@@ -154,7 +159,7 @@ def test_one_append_is_one_write_and_one_sync(path: str, faults: Faults) -> None
     made = Journal.create(path)
     faults.calls.clear()
     made.append(RECORDS)
-    assert faults.calls == ["write_all", "fdatasync"]
+    assert faults.calls == ["write_all", "fdatasync", "write_at"]
     assert made.syncs == 1
     made.close()
 
@@ -164,7 +169,7 @@ def test_without_sync_nothing_is_synced(path: str, faults: Faults) -> None:
     made.append(RECORDS)
     made.begin_compaction().finish()
     made.close()
-    assert not {"fdatasync", "fsync_dir"} & {*faults.calls}
+    assert not {"fdatasync", "fsync_dir", "write_at"} & {*faults.calls}
 
 
 @pytest.mark.parametrize(
@@ -196,6 +201,7 @@ def test_appending_goes_on_behind_a_cut(path: str, good: bytes, caplog: pytest.L
     for cut in sorted({*range(0, len(good) + 1, 7), *ends, *(end - 1 for end in ends)}):
         for torn in torn_files(path):
             torn.unlink()
+        mark_of(path).unlink(missing_ok=True)  # what is lost was never answered
         Path(path).write_bytes(good[:cut])
         caplog.clear()
         if cut < ends[0]:
@@ -356,7 +362,7 @@ def test_records_behind_a_lost_sector_are_damage(path: str, good: bytes) -> None
 def test_the_repair_is_synced_and_the_torn_bytes_are_safe_first(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good + b"torn")
     replay(path)
-    assert faults.calls == ["write_all", "fdatasync", "fsync_dir", "ftruncate", "fdatasync", "fsync_dir"]
+    assert faults.calls == ["write_all", "fdatasync", "fsync_dir", "ftruncate", "fdatasync", "fsync_dir", "write_at"]
 
 
 @pytest.mark.promise("torn")
@@ -386,7 +392,7 @@ def test_a_sector_that_holds_its_lf_was_not_lost(path: str, good: bytes) -> None
 def test_a_damaged_last_lf_is_put_back_and_synced(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good[:-1] + b"\0")
     assert replay(path) == RECORDS
-    assert faults.calls == ["ftruncate", "write_all", "fdatasync", "fsync_dir"]
+    assert faults.calls == ["ftruncate", "write_all", "fdatasync", "fsync_dir", "write_at"]
     assert Path(path).read_bytes() == good
 
 
@@ -394,7 +400,7 @@ def test_a_damaged_last_lf_is_put_back_and_synced(path: str, good: bytes, faults
 def test_a_missing_last_lf_is_put_back_and_synced(path: str, good: bytes, faults: Faults) -> None:
     Path(path).write_bytes(good[:-1])
     assert replay(path) == RECORDS
-    assert faults.calls == ["write_all", "fdatasync", "fsync_dir"]
+    assert faults.calls == ["write_all", "fdatasync", "fsync_dir", "write_at"]
     assert Path(path).read_bytes() == good
 
 
@@ -402,9 +408,150 @@ def test_a_missing_last_lf_is_put_back_and_synced(path: str, good: bytes, faults
 def test_what_is_found_is_made_durable_before_anyone_relies_on_it(path: str, good: bytes, faults: Faults) -> None:
     """Who wrote it, or renamed it, may have been killed before he synced that."""
     assert replay(path) == RECORDS
-    assert faults.calls == ["fdatasync", "fsync_dir"]
+    assert faults.calls == ["fdatasync", "fsync_dir", "write_at"]
     Journal.open(path, lambda line: None, sync=False).close()
-    assert faults.calls == ["fdatasync", "fsync_dir"]
+    assert faults.calls == ["fdatasync", "fsync_dir", "write_at"]
+
+
+# --- how far it had come ---
+
+
+@pytest.mark.promise("durable")
+def test_the_mark_is_what_was_synced(path: str) -> None:
+    made = Journal.create(path)
+    assert mark.read(path) == Reached(1, 0)
+    made.append(RECORDS[:3])
+    assert mark.read(path) == Reached(1, 3)
+    compaction = made.begin_compaction()
+    compaction.write(RECORDS[:1])
+    made.append(RECORDS[3:4])
+    assert mark.read(path) == Reached(1, 4)
+    compaction.finish()
+    assert mark.read(path) == Reached(2, 2)
+    made.close()
+    assert mark_of(path).read_bytes() == mark_line(2, 2)
+    assert stat.S_IMODE(mark_of(path).stat().st_mode) == 0o600
+
+
+def shortened(sound: bytes) -> dict[str, bytes]:
+    """A journal whose records were all answered, without its last ones."""
+    ends = [at + 1 for at in range(len(sound)) if sound[at : at + 1] == b"\n"]
+    cuts = {f"{cut} bytes": sound[:cut] for end in ends[:-1] for cut in (end - 1, end, end + 20) if cut >= ends[0]}
+    cuts |= {f"{end} bytes, LF": sound[: end - 1] + b"\0" for end in ends[1:-1]}
+    last, edge = ends[-2], (ends[-2] // 512 + 1) * 512
+    return cuts | {"zeros": sound[:last] + bytes(edge - last) + sound[edge:], "no brace": sound[:-2]}
+
+
+@pytest.mark.promise("torn")
+@pytest.mark.promise("durable")
+def test_an_end_before_the_mark_is_refused_and_nothing_is_changed(path: str, good: bytes) -> None:
+    """However it looks: whole, without its LF, with another byte in its place, torn, or lost to zeros."""
+    marked = mark_of(path).read_bytes()
+    for what, left in shortened(good).items():
+        Path(path).write_bytes(left)
+        for sync in (True, False):
+            with pytest.raises(RegistryDamaged, match=r"of generation 1, but had reached record 24 of gen.*cut short"):
+                Journal.open(path, lambda line: None, sync=sync)
+        assert journal.examine(path, lambda line: None).state == "damaged", what
+        assert (Path(path).read_bytes(), mark_of(path).read_bytes(), torn_files(path)) == (left, marked, []), what
+    Path(path).write_bytes(good)
+    assert replay(path) == RECORDS
+
+
+@pytest.mark.promise("torn")
+def test_an_older_generation_is_refused(path: str, good: bytes) -> None:
+    opened = Journal.open(path, lambda line: None)
+    opened.begin_compaction().finish()
+    opened.close()
+    Path(path).write_bytes(good)
+    with pytest.raises(RegistryDamaged, match=r"record 24 of generation 1, but had reached record 0 of generation 2"):
+        replay(path)
+    assert journal.examine(path, lambda line: None).next_generation == 3
+
+
+@pytest.mark.promise("torn")
+def test_a_mark_may_lag_behind(path: str, good: bytes) -> None:
+    """The power fails: what is behind it may be torn, or not."""
+    for reached in (NOTHING, Reached(1, 0), Reached(1, 23)):
+        writer = mark.Mark(path)
+        writer.advance(reached)
+        writer.close()
+        Path(path).write_bytes(good + b"torn")
+        assert replay(path) == RECORDS and mark.read(path) == Reached(1, 24)
+
+
+def _link(path: Path) -> None:
+    path.with_name("real").write_bytes(mark_line(9, 99))
+    path.symlink_to("real")
+
+
+def mark_line(generation: int, seq: int) -> bytes:
+    line = b"%016x %016x" % (generation, seq)
+    return line + b" %08x\n" % crc32(line)
+
+
+NO_MARK: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "empty": lambda path: path.touch(),
+    "zeros": lambda path: path.write_bytes(bytes(43)),
+    "another checksum": lambda path: path.write_bytes(mark_line(1, 24).replace(b"8 ", b"9 ", 1)),
+    "cut off": lambda path: path.write_bytes(mark_line(1, 24)[:-1]),
+    "too long": lambda path: path.write_bytes(mark_line(1, 24) + b"\n"),
+    "directory": lambda path: path.mkdir(),
+    "fifo": os.mkfifo,
+    "symlink": _link,
+}
+
+
+@pytest.mark.parametrize("make", NO_MARK.values(), ids=NO_MARK)
+def test_what_is_no_mark_says_nothing_and_stops_nothing(path: str, good: bytes, make: Callable[[Path], object]) -> None:
+    mark_of(path).unlink()
+    make(mark_of(path))
+    Path(path).write_bytes(b"".join(good.splitlines(keepends=True)[:10]))
+    assert mark.read(path) == NOTHING
+    opened = Journal.open(path, lambda line: None)
+    opened.append(RECORDS[:2])
+    opened.close()
+    assert len(replay(path)) == 11
+    assert make is not _link or mark_of(path).read_bytes() == mark_line(9, 99)
+
+
+@pytest.mark.parametrize("call", ["open_file", "write_at"])
+def test_a_mark_that_cannot_be_written_stops_nothing(path: str, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    real = getattr(disk, call)
+
+    def full(file: Any, *rest: Any) -> Any:
+        if call == "write_at" or str(file).endswith(".mark"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(file, *rest)
+
+    monkeypatch.setattr(disk, call, full)
+    made = Journal.create(path)
+    made.append(RECORDS)
+    made.begin_compaction().abort()
+    made.close()
+    assert replay(path) == RECORDS and mark.read(path) == NOTHING
+
+
+def test_without_sync_the_mark_is_read_and_not_written(path: str, good: bytes) -> None:
+    marked = mark_of(path).read_bytes()
+    opened = Journal.open(path, lambda line: None, sync=False)
+    opened.append(RECORDS[:1])
+    opened.begin_compaction().finish()
+    opened.close()
+    assert mark_of(path).read_bytes() == marked
+    Journal.create(Path(path).with_name("other.jsonl"), sync=False).close()
+    assert not Path(path).with_name("other.mark").exists()
+
+
+def test_a_new_journal_is_of_a_generation_above_the_mark_of_the_old_one(path: str, good: bytes) -> None:
+    """Else a power cut that brings the old mark back would refuse it."""
+    os.unlink(path)
+    assert journal.examine(path, lambda line: None).next_generation == 2
+    made = Journal.create(path, sync=False)
+    assert made.generation == 2
+    made.close()
+    assert replay(path) == []
 
 
 # --- what stands behind a valid checksum ---
@@ -557,7 +704,7 @@ def test_a_failed_write_is_taken_back_and_the_journal_goes_on(path: str, faults:
         made.append(RECORDS[3:6])
     assert caught.value.errno == code and not made.failed
     assert Path(path).read_bytes() == before
-    assert faults.calls[-3:] == ["write_all", "ftruncate", "fdatasync"]
+    assert faults.calls[-4:] == ["write_all", "ftruncate", "fdatasync", "write_at"]
     faults.failing.clear()
     made.append(RECORDS[6:9])
     made.close()
@@ -580,7 +727,7 @@ def test_after_a_failed_sync_nothing_is_written_or_synced_again(path: str, fault
     faults.failing["fdatasync"] = errno.EIO
     with pytest.raises(StorageFailed):
         made.append(RECORDS[:3])
-    assert made.failed
+    assert made.failed and mark.read(path) == Reached(1, 0)
     faults.failing.clear()
     faults.calls.clear()
     with pytest.raises(StorageFailed):
@@ -624,7 +771,7 @@ def test_compaction_replaces_what_was_and_keeps_what_came_meanwhile(path: str) -
     again = Journal.open(path, lambda line: None)
     assert (again.generation, again.store_id) == (2, made.store_id)
     again.close()
-    assert os.listdir(os.path.dirname(path)) == ["journal.jsonl"]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["journal.jsonl", "journal.mark"]
 
 
 def test_a_failed_append_is_not_carried_over(path: str, faults: Faults) -> None:
@@ -645,7 +792,7 @@ def test_compaction_syncs_before_it_renames_and_the_directory_after(path: str, f
     faults.calls.clear()
     made.begin_compaction().finish()
     made.close()
-    assert faults.calls == ["write_all", "write_all", "fdatasync", "rename", "fsync_dir"]
+    assert faults.calls == ["write_all", "write_all", "fdatasync", "rename", "fsync_dir", "write_at"]
 
 
 @pytest.mark.parametrize("call", ["write_all", "fdatasync", "rename"])
@@ -660,7 +807,7 @@ def test_a_compaction_that_fails_leaves_the_old_generation(path: str, faults: Fa
         compaction.finish()
     compaction.abort()
     faults.failing.clear()
-    assert os.listdir(os.path.dirname(path)) == ["journal.jsonl"]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["journal.jsonl", "journal.mark"]
     made.append(RECORDS[9:10])
     made.begin_compaction().abort()
     made.close()
@@ -673,6 +820,7 @@ def test_a_rename_that_may_not_last_fails_the_journal(path: str, faults: Faults)
     compaction = made.begin_compaction()
     with pytest.raises(StorageFailed):
         compaction.finish()
+    assert mark.read(path) == Reached(1, 0)
     compaction.abort()
     faults.failing.clear()
     with pytest.raises(StorageFailed):
@@ -719,12 +867,14 @@ def test_a_crash_at_every_step_of_a_compaction(path: str, monkeypatch: pytest.Mo
         old, new = RECORDS[:4], RECORDS[10:12]
         assert found in (old, old + RECORDS[4:5], new + RECORDS[4:5])
         seen.add(tuple(found))
-        assert os.listdir(os.path.dirname(path)) == ["journal.jsonl"]
+        assert sorted(os.listdir(os.path.dirname(path))) == ["journal.jsonl", "journal.mark"]
         if not crashed:
-            assert steps == [*["write_all"] * 3, "fdatasync", "write_all", "fdatasync", "rename", "fsync_dir"]
+            append = ["write_all", "fdatasync", "write_at"]
+            finish = ["write_all", "fdatasync", "rename", "fsync_dir", "write_at"]
+            assert steps == ["write_all", "write_all", *append, *finish]
             break
         crash_at += 1
-    assert crash_at == 8 and len(seen) == 3
+    assert crash_at == 10 and len(seen) == 3
 
 
 class _Crash(BaseException):
@@ -734,7 +884,7 @@ class _Crash(BaseException):
 def _crash_at(step: int, patch: pytest.MonkeyPatch) -> list[str]:
     """Let the process die before this call of `disk`, counted from 0."""
     steps: list[str] = []
-    for name in ("write_all", "fdatasync", "fsync_dir", "rename"):
+    for name in ("write_all", "write_at", "fdatasync", "fsync_dir", "rename"):
         real = getattr(disk, name)
 
         def wrapped(*args: Any, name: str = name, real: Callable[..., Any] = real) -> Any:

@@ -10,11 +10,11 @@ from pathlib import Path
 from pfsd import disk, journal
 from pfsd.errors import StorageFailed, StoreUnavailable
 from pfsd.records import Record
-from pfsd.rescue.salvage import UNTRUSTED_END, Salvage, trusted
+from pfsd.rescue.salvage import UNTRUSTED_END, Line, Salvage, trusted
 from pfsd.stores.local import open_for_reading
 
 #: What the daemon puts in a store.
-_OWN = {"journal.jsonl", "journal.jsonl.new", "lock", "reserve", "packs", "tmp", "lost"}
+_OWN = {"journal.jsonl", "journal.jsonl.new", "journal.mark", "lock", "reserve", "packs", "tmp", "lost"}
 #: What `repair` and `rebuild` write before they put it in place.
 NEW = ("journal.jsonl.repair", "journal.jsonl.rebuild")
 
@@ -44,12 +44,23 @@ class Directory:
         salvage = Salvage(on_record)
         if self.has_regular_journal():
             with translated(self.journal):
-                for line in trusted(journal.raw_lines(self.journal)):
+                for line in self._what_is_left(verdict):
                     salvage.take(line)
         else:
             salvage.take(UNTRUSTED_END)
         salvage.end()
         return verdict, salvage
+
+    def _what_is_left(self, verdict: journal.Verdict) -> Iterator[Line]:
+        """The lines of a damaged journal that can be trusted, and UNTRUSTED_END if there were others behind them."""
+        last = -1
+        for line in trusted(journal.raw_lines(self.journal)):
+            yield line
+            last = line.seq
+            if line is UNTRUSTED_END:
+                return
+        if (verdict.generation or verdict.mark.generation, last) < verdict.mark:
+            yield UNTRUSTED_END
 
     def has_packs(self) -> bool:
         """Whether there is any pack."""

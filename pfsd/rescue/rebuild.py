@@ -48,8 +48,8 @@ def rebuild(config: Config, report: Report, dry_run: bool) -> int:
 
 def _write(directory: Directory, report: Report, verdict: Verdict, salvage: Salvage, plan: Plan) -> None:
     new = directory.path / "journal.jsonl.rebuild"
-    snapshot, generation = salvage.registry.snapshot(), verdict.generation + 1
-    rewrite.write(new, store_id(directory, verdict), generation, snapshot, salvage.registry)
+    snapshot = salvage.registry.snapshot()
+    rewrite.write(new, store_id(directory, verdict), verdict.next_generation, snapshot, salvage.registry)
     # First the packs: a start on the new journal would remove them.
     directory.move_to_lost(plan.lost)
     report.say("step", rewrite.put_in_place(directory, new))

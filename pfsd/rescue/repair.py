@@ -51,7 +51,7 @@ def repair(config: Config, report: Report, data: bool) -> int:
         content = salvage.registry.snapshot() if sound else [*kept, *marks]
         new = directory.path / "journal.jsonl.repair"
         report.say("step", f"Writing what can be trusted to {new.name}, with marks on {counted(damaged, 'file')} ...")
-        rewrite.write(new, store_id(directory, verdict), verdict.generation + 1, content, salvage.registry)
+        rewrite.write(new, store_id(directory, verdict), verdict.next_generation, content, salvage.registry)
         report.say("step", "It was read again, and says the same. Putting it in place ...")
         directory.move_to_lost(plan.lost)
         report.say("step", rewrite.put_in_place(directory, new))

@@ -4,6 +4,7 @@ The model is weaker than any file system in use, and as strong as POSIX promises
 
 * bytes of a file are durable up to the last fdatasync of that file; of what was written since, some first bytes may
   have come, in whole sectors or not, and zeros may follow where the file had grown already;
+* of what was written over other bytes since the last fdatasync, each piece may have come or not, or its first bytes;
 * a change of a directory (a file made, renamed, removed) is durable by an fsync of that directory, and until then it
   may have come or not, whatever became of changes before and after it, and of the bytes in the file;
 * a rename within one directory comes whole; between two, each directory has its half.
@@ -52,6 +53,14 @@ class Write(NamedTuple):
     data: bytes
 
 
+class Overwrite(NamedTuple):
+    """Bytes were written over others."""
+
+    file: int
+    offset: int
+    data: bytes
+
+
 class Cut(NamedTuple):
     """A file has this many bytes now."""
 
@@ -79,7 +88,7 @@ class Mark(NamedTuple):
     fact: object
 
 
-Operation = Names | Write | Cut | Sync | SyncDirectory | Mark
+Operation = Names | Write | Overwrite | Cut | Sync | SyncDirectory | Mark
 
 
 @dataclass
@@ -175,6 +184,10 @@ class Recorder:
         self._note(Write(self._file(fd), data))
         if failing is not None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def write_at(self, fd: int, data: disk.Buffer, offset: int) -> None:
+        _REAL["write_at"](fd, data, offset)
+        self._note(Overwrite(self._file(fd), offset, bytes(data)))
 
     def truncate(self, fd: int, length: int) -> None:
         _REAL["truncate"](fd, length)
@@ -280,6 +293,23 @@ class PowerCut:
         zeros = self._chance.choice([0, 0, self._chance.randint(0, pending - came)])
         return came, zeros
 
+    def overwritten(self, offset: int, pending: int) -> int:
+        """Of bytes that were written over others, and have come at all: how many."""
+        return self.bytes_that_came(offset, pending)[0]
+
+
+class OnlyOverwritten(PowerCut):
+    """Names came, and what was written over other bytes, but nothing that was added to a file."""
+
+    def __init__(self) -> None:
+        super().__init__(None, 1)
+
+    def bytes_that_came(self, durable: int, pending: int) -> tuple[int, int]:
+        return 0, 0
+
+    def overwritten(self, offset: int, pending: int) -> int:
+        return pending
+
 
 NOTHING_CAME = PowerCut(None, 0)
 ALL_CAME = PowerCut(None, 1)
@@ -325,7 +355,7 @@ def _content_after(trace: Trace, operations: Sequence[Operation], number: int, c
     last = max((at for at, one in enumerate(operations) if isinstance(one, Sync) and one.file == number), default=-1)
     pending = []
     for at, operation in enumerate(operations):
-        if isinstance(operation, (Write, Cut)) and operation.file == number:
+        if isinstance(operation, (Write, Overwrite, Cut)) and operation.file == number:
             if at < last:
                 _apply(content, operation)
             else:
@@ -335,6 +365,11 @@ def _content_after(trace: Trace, operations: Sequence[Operation], number: int, c
             if not cut.comes():
                 break
             _apply(content, operation)
+            continue
+        if isinstance(operation, Overwrite):
+            if cut.comes():
+                came = cut.overwritten(operation.offset, len(operation.data))
+                _apply(content, operation._replace(data=operation.data[:came]))
             continue
         # Zeros stand for all that the file had grown by until the power went.
         grown = sum(len(one.data) for one in pending[at:] if isinstance(one, Write))
@@ -346,9 +381,11 @@ def _content_after(trace: Trace, operations: Sequence[Operation], number: int, c
     return bytes(content)
 
 
-def _apply(content: bytearray, operation: Write | Cut) -> None:
+def _apply(content: bytearray, operation: Write | Overwrite | Cut) -> None:
     if isinstance(operation, Write):
         content += operation.data
+    elif isinstance(operation, Overwrite):
+        content[operation.offset : operation.offset + len(operation.data)] = operation.data
     else:
         del content[operation.length :]
 

@@ -19,7 +19,7 @@ from pfsd.records import Ready, encode
 from pfsd.registry import Registry
 from tests.faults.conftest import Count
 from tests.faults.inject import fired, inject
-from tests.harness import Daemon
+from tests.harness import SERVER, Daemon
 from tests.specimens import HEADER, JOURNAL, OBJECTS, PART, RECORDS, chain, state, states
 from tests.wire import code, fields
 
@@ -290,24 +290,6 @@ def test_an_answered_file_outlives_a_damaged_last_lf(stopped: Daemon) -> None:
     assert journal.read_bytes() == sound and not list(stopped.store.glob("journal.torn-*"))
 
 
-@pytest.mark.promise("torn")
-def test_packs_of_an_end_that_was_cut_off_stay_for_one_life(stopped: Daemon) -> None:
-    """A sector of zeros in an answered line cannot be told from one that a crash has lost; its content is not swept."""
-    journal = journal_of(stopped)
-    sound = journal.read_bytes()
-    last = sound[:-1].rindex(b"\n") + 1
-    edge = min(len(sound), (last // SECTOR + 1) * SECTOR)
-    journal.write_bytes(sound[:last] + bytes(edge - last) + sound[edge:])
-    before = stopped.packs()
-    stopped.start()
-    assert names(stopped) == ["a"] and stopped.packs() == before
-    assert "1 packs of no file stay" in stopped.log and "cut off and kept" in stopped.log
-    assert code(stopped.ask(b"put - name=new size=1\nx")[-1]) == "OK"
-    assert set(before) < set(stopped.packs()) and len(stopped.packs()) == 3, "its number is not used again"
-    stopped.restart()
-    assert names(stopped) == ["a", "new"] and len(stopped.packs()) == 2
-
-
 REFUSED: dict[str, Callable[[Path], object]] = {
     "flip": lambda path: path.write_bytes(path.read_bytes().replace(b'"ready"', b'"reedy"', 1)),
     "emptied": lambda path: path.write_bytes(b""),
@@ -361,3 +343,94 @@ def test_a_journal_that_cannot_be_read_is_not_taken_for_empty(stopped: Daemon, c
     inject(stopped)
     stopped.start()
     assert names(stopped) == ["a", "z"]
+
+
+# --- an end that was answered, and is gone ------------------------------------------------------
+
+
+def tree(daemon: Daemon) -> dict[str, bytes]:
+    """Every file in the store but its lock, which has the pid of the last one who tried."""
+    found = {str(path.relative_to(daemon.store)): path for path in daemon.store.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != "lock"}
+
+
+def zeros_in_the_last_line(sound: bytes) -> bytes:
+    """A sector that an answered line has lost, which looks as if it never had come to the disk."""
+    last = sound[:-1].rindex(b"\n") + 1
+    edge = min(len(sound), (last // SECTOR + 1) * SECTOR)
+    return sound[:last] + bytes(edge - last) + sound[edge:]
+
+
+SHORTENED: dict[str, Callable[[bytes], bytes]] = {
+    "the last record": lambda sound: sound[: sound[:-1].rindex(b"\n") + 1],
+    "all records": lambda sound: sound[: sound.index(b"\n") + 1],
+    "half of the last record": lambda sound: sound[:-40],
+    "a sector of the last record": zeros_in_the_last_line,
+}
+
+
+@pytest.mark.promise("torn")
+@pytest.mark.promise("durable")
+@pytest.mark.promise("rebuilt")
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill_all], ids=["stopped", "killed"])
+def test_an_end_that_was_answered_and_lost_is_refused_and_comes_back(
+    daemon: Daemon, end: Callable[[Daemon], object]
+) -> None:
+    """The journal becomes shorter in place: the start changes not one byte, and a rebuild brings all back."""
+    stored = [f"n{number}" for number in range(5)]
+    for name in stored:
+        assert code(daemon.ask(b"put - name=%b size=3\nnew" % name.encode())[-1]) == "OK"
+    end(daemon)
+    journal = journal_of(daemon)
+    sound = journal.read_bytes()
+    for what, shorten in SHORTENED.items():
+        journal.write_bytes(shorten(sound))
+        before = tree(daemon)
+        exit_code, words = daemon.start_fails()
+        assert exit_code == 65 and "cut short" in words and "server.py check" in words, (what, words)
+        assert tree(daemon) == before, what
+    journal.write_bytes(SHORTENED["all records"](sound))
+    _rebuild(daemon)
+    daemon.start()
+    assert sorted(names(daemon)) == stored
+    assert code(daemon.ask(b"verify\n")[-1]) == "OK"
+    daemon.restart()
+    assert sorted(names(daemon)) == stored
+
+
+@pytest.mark.promise("torn")
+@pytest.mark.promise("durable")
+@pytest.mark.promise("rebuilt")
+def test_an_old_copy_of_the_journal_is_refused_and_what_came_later_comes_back(stopped: Daemon) -> None:
+    """Also when the copy is of an older generation and has as many records."""
+    journal = journal_of(stopped)
+    old = journal.read_bytes()
+    opened = Journal.open(journal, lambda line: None)
+    compaction = opened.begin_compaction()
+    compaction.write([b"{" + line[line.index(b",") + 1 : -18] + b"}" for line in old.splitlines()[1:]])
+    compaction.finish()
+    opened.close()
+    stopped.start()
+    assert code(stopped.ask(b"put - name=late size=4\nlate")[-1]) == "OK"
+    for _ in range(10):  # so that it had more records than the rebuilt one has
+        assert code(stopped.ask(b"rename a b\n")[-1]) == code(stopped.ask(b"rename b a\n")[-1]) == "OK"
+    stopped.stop()
+    journal.write_bytes(old)
+    before = tree(stopped)
+    exit_code, words = stopped.start_fails()
+    assert exit_code == 65 and "older copy" in words and tree(stopped) == before
+    _rebuild(stopped)
+    stopped.start()
+    assert sorted(names(stopped)) == ["a", "late", "z"]
+    with stopped.connect() as wire:
+        wire.send(b"get late -\n")
+        assert wire.frames()[0] == b"late"
+
+
+def _rebuild(daemon: Daemon) -> None:
+    """As the refused start says: check, then what that says."""
+    for command, exit_code, then in (("check", 65, "rebuild"), ("rebuild", 0, "check --data"), ("check", 0, "")):
+        arguments = [sys.executable, str(SERVER), command, "--config", str(daemon.home / "config.yaml")]
+        ran = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == exit_code, ran
+        assert f"server.py {then}".strip() in ran.stdout.splitlines()[-1], ran

@@ -37,7 +37,7 @@ from typing import Any
 
 #: What changes something on the disk. `write_all` does it by `writev_all`.
 CHANGING = {
-    *("open_file", "writev_all", "truncate", "fdatasync", "fsync_dir", "rename", "unlink"),
+    *("open_file", "writev_all", "write_at", "truncate", "fdatasync", "fsync_dir", "rename", "unlink"),
     *("make_dir", "preallocate", "remove_tree"),
 }
 
