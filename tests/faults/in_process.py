@@ -135,8 +135,7 @@ class InProcess(Daemon):
         registry, store = self._registry, self._store
         held = {found.pack for found in store.list()}
         assert held >= registry.live_packs(), "files without packs"
-        # Behind a torn end they stay for one start more: it may have been the end of a sound journal.
-        assert held == registry.live_packs() or self._journal.was_torn, "packs of nobody"
+        assert held == registry.live_packs(), "packs of nobody"
         assert not registry.deleting()
         for file in registry.interrupted():
             self._content(file.id)  # what a resumed put would build upon

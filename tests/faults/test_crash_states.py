@@ -251,10 +251,6 @@ class Recovery:
             _check_files(files, marks)
             assert daemon.ids[0] > max((mark.id for mark in marks if isinstance(mark, Answered)), default=0)
             ids = daemon.ids[:2]  # the first start has also stepped over the numbers of packs that it swept
-            was_torn = daemon._journal.was_torn
-        if was_torn:  # and so packs of nobody go only now
-            async with InProcess(at(self._settings, store)):
-                pass
         first = _contents(store)
         async with InProcess(at(self._settings, store)) as daemon:
             daemon.check()
