@@ -10,8 +10,6 @@ import pytest
 from tests.harness import PART, Daemon, noise
 from tests.wire import code, fields
 
-pytestmark = pytest.mark.promise("verified")
-
 #: About two seconds, and sixty, in days; as the environment has them, for YAML would want an exponent.
 TWO_SECONDS, SIXTY_SECONDS = "0.000023", "0.0007"
 #: Files of so many parts, each more than what is read at one go.
@@ -50,6 +48,7 @@ def statuses(daemon: Daemon) -> list[str]:
     return [fields(row)["status"] for row in daemon.ask(b"list\n")[:-1]]
 
 
+@pytest.mark.promise("verified")
 def test_damage_is_found_without_anyone_asking_and_gone_when_the_bytes_are_back(scrubbed: Daemon) -> None:
     scrubbed.wait_until("bad_parts", "0")
     pack = scrubbed.packs()[0]
@@ -64,6 +63,7 @@ def test_damage_is_found_without_anyone_asking_and_gone_when_the_bytes_are_back(
     assert statuses(scrubbed) == ["ready", "ready"]
 
 
+@pytest.mark.promise("verified")
 def test_a_store_that_is_gone_is_marked_once_and_does_not_make_it_spin(scrubbed: Daemon) -> None:
     directory = scrubbed.packs()[0].parent
     directory.rename(directory.with_name("away"))
@@ -77,6 +77,7 @@ def test_a_store_that_is_gone_is_marked_once_and_does_not_make_it_spin(scrubbed:
     scrubbed.wait_until("bad_parts", "0")
 
 
+@pytest.mark.promise("verified")
 def test_files_come_go_and_are_replaced_meanwhile(scrubbed: Daemon) -> None:
     with scrubbed.connect() as wire:
         for at in range(60):
@@ -93,6 +94,7 @@ def test_files_come_go_and_are_replaced_meanwhile(scrubbed: Daemon) -> None:
     assert len(scrubbed.packs()) == len({*scrubbed.packs()}) <= FILES + 1
 
 
+@pytest.mark.promise("verified")
 def test_a_pass_goes_on_where_a_crash_cut_it_off(idle_daemon: Daemon) -> None:
     idle_daemon.environ["PFSD_VERIFY_EVERY"] = SIXTY_SECONDS
     idle_daemon.start()
@@ -109,6 +111,7 @@ def test_a_pass_goes_on_where_a_crash_cut_it_off(idle_daemon: Daemon) -> None:
     assert len(ends) >= 4 and ends == sorted(set(ends)), "it went on, and did not begin again"
 
 
+@pytest.mark.promise("verified")
 def test_zero_is_never(idle_daemon: Daemon) -> None:
     idle_daemon.config(verify_every=0)
     idle_daemon.start()
@@ -119,6 +122,7 @@ def test_zero_is_never(idle_daemon: Daemon) -> None:
     assert '"verified"' not in (idle_daemon.store / "journal.jsonl").read_text()
 
 
+@pytest.mark.promise("verified")
 def test_what_it_knows_survives_a_restart(scrubbed: Daemon) -> None:
     wait_for_parts(scrubbed, 2 * FILES * PARTS)
     scrubbed.stop()
