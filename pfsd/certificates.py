@@ -12,6 +12,9 @@ from pathlib import Path
 #: OpenSSL's words for a certificate whose time is over, or has not come.
 _UNTIMELY = {9: "is not valid yet", 10: "has expired"}
 
+#: OpenSSL's reasons for refusing a certificate at its security level.
+_TOO_WEAK = {"EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"}
+
 
 class BadCertificate(Exception):
     """A certificate cannot be used; the text follows "must be ..., but it"."""
@@ -38,6 +41,8 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
         # Without a password at hand OpenSSL would ask on the terminal.
         context.load_cert_chain(certificate, key, password=lambda: "")
     except ssl.SSLError as error:
+        if error.reason in _TOO_WEAK:
+            raise BadCertificate("is too weak for OpenSSL here") from None
         words = (
             "is of another certificate" if error.reason == "KEY_VALUES_MISMATCH" else "holds no key without password"
         )

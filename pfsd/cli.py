@@ -176,6 +176,8 @@ def _rescue(arguments: argparse.Namespace) -> int:
         return shlex.join(words)
 
     settings = config.load(arguments.config, os.environ)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name keeps a store from being mended
     report = Report(arguments.json, print, typed)
     try:
         if arguments.command == "check":

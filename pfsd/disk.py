@@ -214,11 +214,14 @@ class Room(NamedTuple):
 
 
 def room(path: AnyPath) -> Room:
-    """The room on the file system of `path`; some do not count what they have, and then there is always enough."""
+    """The room on the file system of `path`; some do not count what they have, and then there is always enough.
+
+    They say 0 of 0, or -1 free.
+    """
     found = os.statvfs(path)
     return Room(
-        found.f_bavail * found.f_frsize if found.f_blocks else sys.maxsize,
-        found.f_favail if found.f_files else sys.maxsize,
+        found.f_bavail * found.f_frsize if found.f_blocks and found.f_bavail >= 0 else sys.maxsize,
+        found.f_favail if found.f_files and found.f_favail >= 0 else sys.maxsize,
         bool(found.f_flag & os.ST_RDONLY),
     )
 

@@ -300,7 +300,6 @@ class Session:
         if framed:
             self._feeds[request.tag] = feed
         self._spawn(request, HANDLERS["put"], feed)
-        await feed.upload
         if not framed and await self._receive(feed, None if size == b"eof" else int(size)):
             feed.end()
 

@@ -142,6 +142,14 @@ def test_free_space_is_what_the_file_system_says(tmp_path):
     assert not found.read_only
 
 
+@pytest.mark.parametrize("free", [(0, 0), (12_345, -1)])
+def test_what_a_file_system_does_not_count_is_enough(tmp_path, monkeypatch, free):
+    files, left = free
+    found = (4096, 4096, 100, 50, 50, files, left, left, 0, 255)
+    monkeypatch.setattr(disk.os, "statvfs", lambda path: os.statvfs_result(found))
+    assert disk.room(tmp_path) == (50 * 4096, sys.maxsize, False)
+
+
 def test_directories_are_for_their_user_only(tmp_path):
     disk.make_dir(tmp_path / "a")
     disk.make_dir(tmp_path / "a")

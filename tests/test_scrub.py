@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +119,8 @@ class Daemon:
         known = set(self.registry.bad_parts(file))
         now = (known | set(bad)) - set(sound)
         if now != known:
-            await self.commit([Damage(file, sorted(now))])
+            with suppress(IoError):  # as the engine does
+                await self.commit([Damage(file, sorted(now))])
 
     async def commit(self, records: Sequence[Record]) -> None:
         if self.full:
@@ -368,3 +369,20 @@ def test_the_time_of_day_does_not_hurry_it_on_after_its_first_pass() -> None:
     assert pace.due(900.0, cost=1, left=10, age=1e9) == 1000.0, "it was read at 0, or later"
     assert pace.due(1001.0, cost=1, left=10, age=1e9) <= 1001.0
     assert not pace.is_late(950.0, age=1e9)
+
+
+@pytest.mark.promise("verified")
+async def test_parts_whose_damage_could_not_be_journaled_do_not_count_as_verified() -> None:
+    daemon = Daemon()
+    (file,) = await daemon.put(300)
+    daemon.bad = {(file, 7)}
+    daemon.full = True
+    await daemon.time.until(PERIOD / 2)
+    daemon.full = False
+    await daemon.time.until(PERIOD + SLACK)
+    stored = daemon.registry.file(file)
+    assert stored is not None
+    assert daemon.registry.bad_parts(file) == (7,) or daemon.registry.verified_at(stored, 7) == stored.created
+    await daemon.time.until(2 * PERIOD + 2 * SLACK)
+    assert daemon.registry.bad_parts(file) == (7,)
+    await daemon.scrubber.stop()

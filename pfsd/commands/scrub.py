@@ -22,7 +22,7 @@ from pfsd import records
 from pfsd.commands.engine import Engine
 from pfsd.commands.get import Range, plan_runs
 from pfsd.commands.verify import PAGE, check_run
-from pfsd.errors import RequestError
+from pfsd.errors import IoError, RequestError
 from pfsd.fair import Flow
 from pfsd.registry import File, Part, Status
 from pfsd.stretches import START, Position
@@ -235,9 +235,11 @@ class Scrubber:
         extents = await engine.budget.take([part.size for part in run], self._flow)
         try:
             run = run[: len(extents)]
-            await check_run(engine, run, extents, self._flow)
+            bad = await check_run(engine, run, extents, self._flow)
         finally:
             engine.budget.give(extents)
+        if not {part.seq for part in bad} <= set(engine.registry.bad_parts(run[0].file)):
+            raise IoError("the journal could not be told what is damaged")
         self.parts += len(run)
         return run
 

@@ -31,7 +31,8 @@ def check(config: Config, report: Report, data: bool) -> int:
         damaged = report.bad_files(salvage.registry, found.bad)
         report.plan(plan, salvage, "can come back")
         report.packs(directory, found, plan)
-        report.leftovers(directory.leftovers())
+        with translated(directory.path):
+            report.leftovers(list(directory.leftovers()))
         _sum_up(report, salvage, found, plan, data)
         return _advise(report, verdict, damaged, plan, data)
 
@@ -43,6 +44,7 @@ def look(
     store = store_id(directory, verdict)
     with translated(directory.path):
         found = surveys.survey(directory.store, salvage.registry, store)
+        surveys.note_lost(found, directory.lost_packs(), store)
         if data:
             surveys.prove_known(found, salvage.registry, directory.path, store, processes)
         surveys.prove_loose(found, directory.path, store, candidates(salvage, found), processes)
@@ -83,8 +85,8 @@ def _advise(report: Report, verdict: Verdict, damaged: int, plan: Plan, data: bo
             report.next("The daemon does not start like this. Mend the journal with:", "repair")
         return DAMAGED
     if damaged:
-        if plan.relocated:
-            report.next("Some damaged parts have a sound copy. Use it with:", "rebuild")
+        if plan.needs_packs:
+            report.next("Some of what is damaged, or of what no record tells, is in the packs. Use it with:", "rebuild")
         elif plan.damaged:
             report.next(
                 "Mark the damaged parts, so that `list` shows them, with:", "repair --data" if data else "repair"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pfsd.stores.local import open_for_reading
 _OWN = {"journal.jsonl", "journal.jsonl.new", "journal.mark", "lock", "reserve", "packs", "tmp", "lost"}
 #: What `repair` and `rebuild` write before they put it in place.
 NEW = ("journal.jsonl.repair", "journal.jsonl.rebuild")
+_LOST_PACK = re.compile(r"([0-9a-f]{16})\.pack~*")
 
 
 class Directory:
@@ -64,7 +66,7 @@ class Directory:
 
     def has_packs(self) -> bool:
         """Whether there is any pack."""
-        return disk.exists(self.path / "packs") and next(iter(self.store.list()), None) is not None
+        return next(iter(self.store.list()), None) is not None
 
     def leftovers(self) -> Iterator[tuple[str, str]]:
         """What is here besides journal and packs, below the store's path, and what it is."""
@@ -91,6 +93,13 @@ class Directory:
     def is_lost(self, pack: int) -> bool:
         """Whether a pack was moved aside."""
         return disk.exists(self.lost / self.store.path_of(pack).name)
+
+    def lost_packs(self) -> Iterator[tuple[int, Path]]:
+        """The packs that were moved aside, and where they are now: their numbers are used, as are the ids in them."""
+        if disk.exists(self.lost):
+            for entry in disk.entries(self.lost):
+                if entry.is_file and (match := _LOST_PACK.fullmatch(entry.name)):
+                    yield int(match[1], 16), self.lost / entry.name
 
     def _staged(self) -> Iterator[tuple[str, str]]:
         tmp = self.path / "tmp"

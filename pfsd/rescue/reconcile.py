@@ -406,12 +406,14 @@ def _sort_packs(salvage: Salvage, survey: Survey, plan: Plan, repaired: dict[int
         if file.id not in repaired and (file.id not in over or file.id in again):
             needed.update(salvage.registry.packs_of(file.id))
     open_files = {one.file for one in plan.incomplete} | {file.id for file in salvage.registry.interrupted()}
+    # Where packs tell of whole files that no record does, the journal may be an older copy.
+    open_files |= {file for file in survey.loose if not _is_gone(salvage, file) and salvage.registry.file(file) is None}
     of_dropped = {pack for file in over & open_files for pack in salvage.registry.packs_of(file)}
     for pack, seen in survey.packs.items():
         if pack in needed:
             continue
         has_parts = pack in of_dropped or not seen.files.isdisjoint(open_files)
-        if salvage.whole or not (has_parts or seen.strangers or seen.damage or seen.unreadable):
+        if (salvage.whole and not plan.entered) or not (has_parts or seen.strangers or seen.damage or seen.unreadable):
             plan.litter.append(pack)
         else:
             plan.lost[pack] = _why_lost(seen, has_parts)

@@ -31,7 +31,7 @@ def repair(config: Config, report: Report, data: bool) -> int:
         found, plan = look(directory, verdict, salvage, config.processes, data)
         damaged = report.bad_files(salvage.registry, found.bad)
         sound = verdict.state in ("sound", "torn")
-        if not sound and (plan.needs_packs or not verdict.store):
+        if plan.needs_packs or not (sound or verdict.store):
             report.plan(plan, salvage, "can come back")
             can = f"rebuild can bring back {counted(len(plan.entered), 'file')} of which no record is left"
             why = f"{can}, and repair would lose them" if plan.entered else "only rebuild can use what the packs tell"

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from pfsd import hashing, packs
+from pfsd import disk, hashing, packs
 from pfsd.errors import Corrupt, Missing, ProcessesUnavailable
 from pfsd.packs import Found, Origin
 from pfsd.registry import File, Part, Registry, Status
@@ -136,6 +136,24 @@ def survey(store: LocalStore, registry: Registry, store_id: bytes) -> Survey:
         for part in chain.from_iterable(registry.parts(*at) for at in stretches):
             found.note_bad(part.file, part.seq, why)
     return found
+
+
+def note_lost(found: Survey, lost: Iterable[tuple[int, Path]], store_id: bytes) -> None:
+    """See that no id in a pack that was moved aside is given out again: it may be put back."""
+    for pack, path in lost:
+        found.last_pack = max(found.last_pack, pack)
+        fd = disk.open_file(path, disk.READ)
+        try:
+            for item in packs.scan(lambda offset, length, fd=fd: disk.read(fd, length, offset), disk.size(fd)):  # type: ignore[misc]
+                if isinstance(item, packs.Damage):
+                    if not item.is_one_part:
+                        break  # what is behind it may be content of a file
+                elif item.header.origin.store == store_id and _is_possible(item):
+                    found.last_file = max(found.last_file, item.header.origin.file)
+        except OSError:
+            continue  # it told nothing before, either
+        finally:
+            disk.close(fd)
 
 
 def _expected(registry: Registry) -> tuple[_Expected, set[tuple[int, int]]]:

@@ -173,6 +173,8 @@ class LocalStore:
         return LocalReader(fd, pack, disk.size(fd))
 
     def list(self) -> Iterator[PackInfo]:
+        if not disk.exists(self._packs):  # the daemon makes it; who only reads finds no pack
+            return
         for directory in disk.entries(self._packs):
             if not directory.is_dir:
                 continue

@@ -606,3 +606,76 @@ def test_ten_thousand_files_come_back(in_memory: Path, count: Count) -> None:
         store.journal.unlink()
         assert store.rebuild()[0] == 0
         assert store.now() == before
+
+
+@pytest.mark.promise("rebuilt")
+@pytest.mark.parametrize("damage", [False, True])
+def test_repair_leaves_files_that_only_packs_know_to_rebuild_whatever_the_journal_is_like(
+    store: Store, damage: bool
+) -> None:
+    before = store.now()
+    lines = store.journal.read_bytes().splitlines(keepends=True)
+    last = max(at for at, line in enumerate(lines) if b'"type":"ready"' in line)
+    store.journal.write_bytes(b"".join(lines[:last]))  # an older copy, sound in itself
+    (store.path / "journal.mark").unlink(missing_ok=True)
+    assert len(store.now()) < len(before)
+    if damage:
+        pack = store.packs()[0]
+        content = bytearray(pack.read_bytes())
+        content[20] ^= 1
+        pack.write_bytes(content)
+    tree = store.tree()
+    for said in (store.check()[1], store.repair()[1]):
+        assert command_to_type(said) == "server.py rebuild"
+    assert store.tree() == tree
+    store.rebuild()
+    assert before.keys() <= store.now().keys()
+
+
+@pytest.mark.promise("unknown")
+def test_ids_in_packs_that_were_moved_aside_are_not_given_out_again(store: Store) -> None:
+    newest = max(file for file in store.now() if len(packs_of(store, file)) > 1)
+    for path in store.packs():  # the file is the last one that packs tell of, and the first of its packs is gone
+        if number(path) > max(map(number, packs_of(store, newest))):
+            path.unlink()
+    packs_of(store, newest)[0].unlink()
+    store.journal.unlink()
+    store.rebuild()
+    first = store.registry()
+    assert next((store.path / "lost").iterdir(), None) is not None
+    store.journal.unlink()  # as it is if the crash came before the new one was put in its place
+    store.rebuild()
+    again = store.registry()
+    assert (again.next_file, again.next_pack) == (first.next_file, first.next_pack)
+
+
+@pytest.mark.promise("rebuilt")
+def test_what_the_terminal_cannot_show_stops_no_rescue(store: Store) -> None:
+    (store.path / "übrig").touch()
+    command = [sys.executable, SERVER, "check", "--config", store.home / "config.yaml"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\xfcbrig" in done.stdout
+
+
+def test_a_store_without_its_directory_of_packs_has_none(store: Store) -> None:
+    shutil.rmtree(store.path / "packs")
+    exit_code, said = store.check()
+    assert exit_code == 65
+    assert command_to_type(said) == "server.py repair"
+    assert store.repair()[0] == 0
+
+
+@pytest.mark.promise("rebuilt")
+def test_an_older_copy_without_a_mark_keeps_packs_of_later_files_that_are_not_complete(store: Store) -> None:
+    big = next(file for file, (name, *_) in store.now().items() if name == b"big")
+    doomed, *others = packs_of(store, big)
+    lines = store.journal.read_bytes().splitlines(keepends=True)
+    first = min(at for at, line in enumerate(lines) if b'"file":%d,' % big in line)
+    store.journal.write_bytes(b"".join(lines[:first]))
+    (store.path / "journal.mark").unlink(missing_ok=True)
+    assert others
+    doomed.unlink()
+    assert store.rebuild()[0] == 0
+    for path in others:
+        assert (store.path / "lost" / path.name).exists()
