@@ -188,15 +188,16 @@ class Lives:
         before = _read(store / "journal.jsonl")
         torn_before = set(store.glob("journal.torn-*"))
         is_durable = not any(isinstance(one, Sync) for one in recorder.trace.operations)
-        start = 0 if is_durable else len(recorder.trace.operations)
         with recorder.watching():
             async with InProcess(at(self._settings, store)) as daemon:
                 for path in set(store.glob("journal.torn-*")) - torn_before:
                     torn = path.read_bytes()
+                    # What was not on the disk before the opening may be lost in it, and not thereafter.
+                    start = 0 if is_durable else len(recorder.trace.operations)
                     recorder.trace.operations.insert(start, Mark(Torn(len(before) - len(torn), torn)))
                 recorder.mark(Seen(daemon.files()))
                 if is_durable:  # all that was there at the start: nothing of it may be lost in the opening
-                    recorder.trace.operations.insert(start, Mark(Seen(daemon.files())))
+                    recorder.trace.operations.insert(0, Mark(Seen(daemon.files())))
                 await Life(daemon, recorder, self._chance).go_on(batches)
         return recorder.trace
 

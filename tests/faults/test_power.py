@@ -70,7 +70,7 @@ def test_after_each_sync_the_disk_holds_what_was_acknowledged(in_memory: Path, c
             disk = stack.enter_context(Disk(home))
             daemon = stack.enter_context(disk.daemon())
             oracle = stack.enter_context(Oracle(home, seed + taken))
-            calls = [(call, chosen.randrange(1, 60)) for call in ("fdatasync", "fsync_dir", "rename") * 4]
+            calls = [(call, chosen.randrange(10, 60)) for call in ("fdatasync", "fsync_dir", "rename") * 4]
             inject(daemon, *(f"{call}:*:{number}:stop" for call, number in calls))
             daemon.start()
             snapshots = _snapshots(disk, daemon, oracle)
