@@ -16,7 +16,7 @@ test: $(VENV)/ready-dev check
 # Crashes, broken disks and abuse, many times over: some 20 minutes. As root all of it runs; what cannot is skipped with
 # its reason.
 test-faults: $(VENV)/ready-dev
-	@$(BIN)/python -m pytest tests/faults --faults=full --timeout=600 -rs
+	@$(BIN)/python -m pytest tests/faults --faults=full --timeout=600 -rs $(ARGS)
 
 # Let a fuzzer try each of TARGETS (all) for so many seconds; what it finds of interest goes to tests/fuzz/corpus.
 SECONDS := 60
