@@ -148,10 +148,7 @@ def stop_or_die(daemon: Daemon) -> None:
 
 
 def check_after_crash(daemon: Daemon, client: Client) -> None:
-    """Start again: all is there, and then there is nothing left to do.
-
-    Packs of nobody stay for one start when the journal was torn, so the second one is where everything is settled.
-    """
+    """Start again: all is there, and then there is nothing left to do."""
     inject(daemon)
     daemon.start()
     client.check(daemon)
