@@ -40,7 +40,7 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer", "tree"},
+    {"exchange", "transfer", "tree", "producer"},
     {"results", "link"},
     {"bulk"},
     {"client"},
