@@ -14,6 +14,7 @@ from contextlib import suppress
 
 import pfsd
 from pfsd import protocol
+from pfsd.activity import Command
 from pfsd.calls import Answer, Call, Feed, Handler, current_task
 from pfsd.commands import files, get, put, resume, verify
 from pfsd.commands.engine import FileRef, Progress
@@ -23,6 +24,7 @@ from pfsd.fair import Flow
 from pfsd.protocol import Request, Value, Word
 from pfsd.registry import File
 from pfsd.verbs import VERBS
+from pfsd.workers import SlotState
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class _Progress:
         self._shower: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Progress:
-        progress = Progress()
+        progress = self._call.command.progress
         seconds = self._call.request.number("progress")
         if seconds is not None:
             if not 1 <= seconds <= 3600:
@@ -173,7 +175,8 @@ async def _cat(call: Call) -> None:
 
     offset, length = call.request.number("offset"), call.request.number("length")
     try:
-        await get.stream(call.engine, _file_ref(call.request.words[0]), offset, length, send, False, Progress(), Flow())
+        ref = _file_ref(call.request.words[0])
+        await get.stream(call.engine, ref, offset, length, send, False, call.command.progress, Flow())
     except (Exception, asyncio.CancelledError):
         if not begun:
             raise
@@ -261,7 +264,7 @@ async def _verify(call: Call) -> None:
 
 
 async def _stats(call: Call) -> None:
-    engine, registry = call.engine, call.engine.registry
+    engine, registry, activity = call.engine, call.engine.registry, call.service.activity
     facts: dict[str, Value] = {
         "version": pfsd.__version__,
         "state": call.service.state(),
@@ -287,6 +290,10 @@ async def _stats(call: Call) -> None:
         "clients": len(call.service.sessions),
         "max_clients": call.service.max_clients,
         "requests": len(call.service.running),
+        "bytes_in": activity.bytes_in,
+        "bytes_out": activity.bytes_out,
+        "commands_total": activity.commands,
+        "errors_total": activity.errors,
         "journal_bytes": engine.committer.journal_size,
         "journal_syncs": engine.committer.syncs,
         "journal_records": engine.committer.records,
@@ -295,6 +302,42 @@ async def _stats(call: Call) -> None:
     for key, value in facts.items():
         await call.answer.row("STAT", **{key: value})
     await call.answer.ok("stats")
+
+
+async def _ps(call: Call) -> None:
+    commands, slots = list(call.service.activity.running()), call.engine.workers.slots()
+    now = time.monotonic()
+    lines = [call.answer.line("COMMAND", **_command_fields(call, command, now)) for command in commands]
+    lines += [call.answer.line("WORKER", **_slot_fields(slot, now)) for slot in slots]
+    await call.answer.rows(b"".join(lines))
+    await call.answer.ok("ps", commands=len(commands), workers=len(slots))
+
+
+def _command_fields(call: Call, command: Command, now: float) -> dict[str, Value]:
+    facts: dict[str, Value | None] = {
+        "id": command.id,
+        "verb": command.verb,
+        "client": command.client,
+        "tag": command.request.tag,
+        "seconds": f"{now - command.since:.1f}",
+        "bytes": command.progress.bytes if command.moves_content else None,
+        "total": command.progress.total,
+        "name": command.name(call.engine.registry),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _slot_fields(slot: SlotState, now: float) -> dict[str, Value]:
+    facts: dict[str, Value | None] = {
+        "slot": slot.number,
+        "pid": slot.pid,
+        "state": slot.state,
+        "task": slot.task,
+        "seconds": None if slot.since is None else f"{now - slot.since:.1f}",
+        "done": slot.done,
+        "restarts": slot.restarts,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 async def _ping(call: Call) -> None:
@@ -377,6 +420,7 @@ HANDLERS: dict[str, Handler] = {
     "rename": _rename,
     "verify": _verify,
     "stats": _stats,
+    "ps": _ps,
     "ping": _ping,
     "hello": _hello,
     "auth": _auth,

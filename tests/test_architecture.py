@@ -35,7 +35,7 @@ LAYERS = [
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
     {"commands.scrub"},
-    {"connection", "listening", "tls", "guesses"},
+    {"connection", "listening", "tls", "guesses", "activity"},
     {"calls"},
     {"handlers"},
     {"session"},
