@@ -38,6 +38,8 @@ class Service:
     max_clients: int
     shut_down: Callable[[], Awaitable[None]]
     state: Callable[[], str]
+    #: Bytes that the disk of the store has left, if that is known.
+    free: Callable[[], int | None]
     activity: Activity = field(default_factory=Activity)
     started: float = field(default_factory=time.monotonic)
     sessions: set[Any] = field(default_factory=set)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from contextlib import suppress
 
 import pfsd
-from pfsd import protocol
-from pfsd.activity import Command
+from pfsd import facts, protocol
 from pfsd.calls import Answer, Call, Feed, Handler, current_task
 from pfsd.commands import files, get, put, resume, verify
 from pfsd.commands.engine import FileRef, Progress
@@ -24,7 +22,6 @@ from pfsd.fair import Flow
 from pfsd.protocol import Request, Value, Word
 from pfsd.registry import File
 from pfsd.verbs import VERBS
-from pfsd.workers import SlotState
 
 log = logging.getLogger(__name__)
 
@@ -264,42 +261,7 @@ async def _verify(call: Call) -> None:
 
 
 async def _stats(call: Call) -> None:
-    engine, registry, activity = call.engine, call.engine.registry, call.service.activity
-    facts: dict[str, Value] = {
-        "version": pfsd.__version__,
-        "state": call.service.state(),
-        "uptime": int(time.monotonic() - call.service.started),
-        "files": registry.files_ready,
-        "parts": registry.parts_ready,
-        "size": registry.size,
-        "stored": registry.stored,
-        "waste": call.service.reclaimer.waste,
-        "packs_copied": call.service.reclaimer.copied,
-        "reclaimed": call.service.reclaimer.freed,
-        "verify_every": f"{call.service.scrubber.every / 86_400:g}",
-        "verified_oldest": call.service.scrubber.oldest,
-        "verified_parts": call.service.scrubber.parts,
-        "bad_parts": registry.known_bad,
-        "memory_limit": engine.budget.limit,
-        "memory_used": engine.budget.used,
-        "memory_peak": engine.budget.peak,
-        **engine.coding.facts,
-        "processes": len(engine.workers),
-        "processes_busy": engine.workers.busy,
-        "processes_replaced": engine.workers.replaced,
-        "clients": len(call.service.sessions),
-        "max_clients": call.service.max_clients,
-        "requests": len(call.service.running),
-        "bytes_in": activity.bytes_in,
-        "bytes_out": activity.bytes_out,
-        "commands_total": activity.commands,
-        "errors_total": activity.errors,
-        "journal_bytes": engine.committer.journal_size,
-        "journal_syncs": engine.committer.syncs,
-        "journal_records": engine.committer.records,
-        "pid": os.getpid(),
-    }
-    for key, value in facts.items():
+    for key, value in facts.stats(call.service).items():
         await call.answer.row("STAT", **{key: value})
     await call.answer.ok("stats")
 
@@ -307,37 +269,10 @@ async def _stats(call: Call) -> None:
 async def _ps(call: Call) -> None:
     commands, slots = list(call.service.activity.running()), call.engine.workers.slots()
     now = time.monotonic()
-    lines = [call.answer.line("COMMAND", **_command_fields(call, command, now)) for command in commands]
-    lines += [call.answer.line("WORKER", **_slot_fields(slot, now)) for slot in slots]
+    lines = [call.answer.line("COMMAND", **facts.command(command, call.engine.registry, now)) for command in commands]
+    lines += [call.answer.line("WORKER", **facts.slot(slot, now)) for slot in slots]
     await call.answer.rows(b"".join(lines))
     await call.answer.ok("ps", commands=len(commands), workers=len(slots))
-
-
-def _command_fields(call: Call, command: Command, now: float) -> dict[str, Value]:
-    facts: dict[str, Value | None] = {
-        "id": command.id,
-        "verb": command.verb,
-        "client": command.client,
-        "tag": command.request.tag,
-        "seconds": f"{now - command.since:.1f}",
-        "bytes": command.progress.bytes if command.moves_content else None,
-        "total": command.progress.total,
-        "name": command.name(call.engine.registry),
-    }
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _slot_fields(slot: SlotState, now: float) -> dict[str, Value]:
-    facts: dict[str, Value | None] = {
-        "slot": slot.number,
-        "pid": slot.pid,
-        "state": slot.state,
-        "task": slot.task,
-        "seconds": None if slot.since is None else f"{now - slot.since:.1f}",
-        "done": slot.done,
-        "restarts": slot.restarts,
-    }
-    return {key: value for key, value in facts.items() if value is not None}
 
 
 async def _ping(call: Call) -> None:
