@@ -35,7 +35,11 @@ function when(epoch) {
   return `${day.getFullYear()}-${two(day.getMonth() + 1)}-${two(day.getDate())} ${two(day.getHours())}:${two(day.getMinutes())}`;
 }
 
-const ratio = (size, stored) => (size && stored ? `${(size / stored).toFixed(2)} : 1` : "–");
+function ratio(size, stored) {
+  if (!size || !stored) return "–";
+  const times = size / stored;
+  return `${times < 100 ? times.toFixed(2) : number(Math.round(times))} : 1`;
+}
 
 // --- elements ---
 
@@ -67,7 +71,7 @@ function showStatus(status) {
   at("state").className = `badge ${stats.state}`;
   setText("state", stats.state);
   setText("uptime", `up ${duration(stats.uptime)}`);
-  document.title = `pfsd – ${stats.state}`;
+  document.title = `pfsd: ${stats.state}`;
 
   setText("files", number(stats.files));
   setText("files-more", `${plural(stats.parts, "part")}, ${bytes(stats.size)} of content`);
@@ -103,7 +107,7 @@ function showCommands(commands, running) {
   at("commands").hidden = !commands.length;
   fill("commands", commands.map((command) => element(
     "tr", { "data-id": command.id },
-    cell(command.verb),
+    cell(command.verb, "verb"),
     nameCell(command.name ?? ""),
     progressCell(command),
     cell(duration(command.seconds), "number"),

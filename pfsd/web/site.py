@@ -9,6 +9,7 @@ import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from importlib.resources import files as resources
 from typing import TYPE_CHECKING, Any
@@ -145,14 +146,13 @@ def _is_ip(name: str) -> bool:
 def _token(authorization: str) -> bytes | None:
     """The token in an Authorization field: of Bearer, or the password of Basic; None if there is none."""
     scheme, _, value = authorization.partition(" ")
+    token = b""
     if scheme.lower() == "bearer":
-        return value.strip().encode("latin-1")  # the bytes that came
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
-            return None
-    return None
+        token = value.strip().encode("latin-1")  # the bytes that came
+    elif scheme.lower() == "basic":
+        with suppress(binascii.Error, ValueError):
+            token = base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+    return token or None  # an empty one is no guess, for which others would be kept waiting
 
 
 def _number(request: Request, key: str, default: int, most: int) -> int:
