@@ -54,6 +54,7 @@ class Daemon:
         self.socket_path = home / "socket"
         self.root.mkdir(exist_ok=True)
         self.port = 0
+        self.http_port = 0
         self.ready_lines: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
@@ -117,7 +118,7 @@ class Daemon:
         process = self.spawn()
         assert process.stdout is not None
         addresses = self._settings["listen"]
-        count = len(addresses) if isinstance(addresses, list) else 1
+        count = (len(addresses) if isinstance(addresses, list) else 1) + bool(self._settings.get("http"))
         self.ready_lines = _lines(process.stdout, count)
         if len(self.ready_lines) != count:
             self.process = None  # nobody needs to stop it, and that it could not be stopped would hide why
@@ -127,6 +128,8 @@ class Daemon:
         for line in self.ready_lines:
             if found := re.fullmatch(r"pfsd ready on .*:(\d+)", line):
                 self.port = int(found[1])
+            elif found := re.fullmatch(r"pfsd http on .*:(\d+)", line):
+                self.http_port = int(found[1])
         self._family = []
         self.note_family()
 
