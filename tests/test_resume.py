@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from pfsd import packs
-from pfsd.commands import resume
+from pfsd.commands import put, resume
 from pfsd.journal import Journal
 from pfsd.records import decode, encode
 from pfsd.registry import Registry
+from tests.faults.inject import inject
 from tests.harness import PART, PATIENCE_SECONDS, Daemon, etag, noise
 from tests.wire import Wire, code, fields
 
@@ -233,9 +234,11 @@ def test_resume_goes_with_a_path(stocked: Daemon) -> None:
 
 # --- put ----------------------------------------------------------------------------------------
 
+#: Less than in earnest, as nothing is to be seen at more of it.
+CHECKPOINT = 8 << 20
+CHECKPOINT_RUNS = CHECKPOINT // RUN
 #: Enough for a checkpoint, and a bit; every part is another one.
-BIG = 72 << 20
-CHECKPOINT_RUNS = (64 << 20) // RUN
+BIG = CHECKPOINT + RUN
 BIG_PUT = b"put big resume=yes\n"
 
 
@@ -274,25 +277,29 @@ def runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record["run"]] if "run" in record else record.get("runs", [])
 
 
-def until_checkpoint(daemon: Daemon, request: bytes = BIG_PUT) -> Wire:
-    """A put under way that has made something durable, and cannot come to its end."""
-    with open(daemon.root / "big", "ab") as source:
-        source.truncate(4 * BIG)  # zeros to come: it will not be done before
+@pytest.fixture
+def careful(idle_daemon: Daemon) -> Daemon:
+    """A daemon, not started yet, that makes what it stores durable every CHECKPOINT bytes."""
+    idle_daemon.prelude = f"from pfsd.commands import put; put.CHECKPOINT_BYTES = {CHECKPOINT}"
+    return idle_daemon
+
+
+def held_up(daemon: Daemon) -> tuple[Wire, bytes]:
+    """Start a daemon whose I/O processes stand still in a put when something is durable, and much is left; the content.
+
+    Each stops behind its 12th pack: 8 make a checkpoint, and the content fills 36.
+    """
+    inject(daemon, "process.writev_all:*/store/tmp/*:12:stop")
+    daemon.start()
+    inject(daemon)
+    content = written(daemon) + bytes(3 * BIG)
+    os.truncate(daemon.root / "big", len(content))
     wire = daemon.connect()
-    wire.send(request)
+    wire.send(BIG_PUT)
     until = time.monotonic() + PATIENCE_SECONDS
     while len(journal(daemon, "parts")) < CHECKPOINT_RUNS:
         assert time.monotonic() < until
-    return wire
-
-
-def killed(daemon: Daemon, request: bytes = BIG_PUT) -> bytes:
-    """A daemon that died in a put, and is up again; the content."""
-    content = written(daemon) + bytes(3 * BIG)
-    until_checkpoint(daemon, request).close()
-    daemon.kill()
-    daemon.start()
-    return content
+    return wire, content
 
 
 def cut_off(daemon: Daemon) -> bytes:
@@ -329,10 +336,14 @@ def read_by(daemon: Daemon) -> int:
     return sum(worker.io_counters().read_chars for worker in daemon.workers())
 
 
-def test_a_put_goes_on_after_the_daemon_was_killed(daemon: Daemon) -> None:
-    content = killed(daemon)
+def test_a_put_goes_on_after_the_daemon_was_killed(careful: Daemon) -> None:
+    daemon = careful
+    wire, content = held_up(daemon)
+    daemon.kill()
+    wire.close()
+    daemon.start()
     row, before, rows = kept(daemon), inodes(daemon), len(journal(daemon, "parts"))
-    assert int(row["size"]) >= 64 << 20 and len(before) == rows, "what was not in the journal is swept"
+    assert int(row["size"]) >= CHECKPOINT and len(before) == rows, "what was not in the journal is swept"
     read = read_by(daemon)
     final = daemon.ask(BIG_PUT)[-1]
     assert code(final) == "OK"
@@ -350,6 +361,10 @@ def headers(daemon: Daemon) -> list[packs.PartHeader]:
     return [packs.read_header(pack.read_bytes())[0] for pack in daemon.packs()]
 
 
+def test_what_may_be_lost_of_a_put_is_what_the_protocol_says() -> None:
+    assert put.CHECKPOINT_BYTES == 64 << 20
+
+
 def test_a_put_goes_on_after_its_client_has_left(daemon: Daemon) -> None:
     content = cut_off(daemon)
     size, before = kept(daemon)["size"], inodes(daemon)
@@ -359,16 +374,16 @@ def test_a_put_goes_on_after_its_client_has_left(daemon: Daemon) -> None:
     assert is_whole(daemon, content)
 
 
-def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
+def test_a_put_goes_on_after_the_daemon_was_stopped(careful: Daemon) -> None:
+    daemon = careful
     daemon.config(stop_timeout=1)
-    daemon.restart()
-    content = written(daemon) + bytes(3 * BIG)
-    until_checkpoint(daemon)
+    wire, content = held_up(daemon)
     daemon.stop()
+    assert code(wire.line()) == "cancelled"
     daemon.start()
-    if daemon.ask(b"list\n")[0].split()[2] != b"status=ready":  # it may have come to its end in that time
-        assert int(kept(daemon)["size"]) >= 64 << 20 and daemon.staged() == []
-        assert int(fields(daemon.ask(BIG_PUT)[-1])["resumed"]) >= 64 << 20
+    row = kept(daemon)
+    assert int(row["size"]) >= CHECKPOINT and daemon.staged() == []
+    assert fields(daemon.ask(BIG_PUT)[-1])["resumed"] == row["size"]
     assert is_whole(daemon, content)
 
 
@@ -376,8 +391,7 @@ def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
 @pytest.mark.parametrize("request_", [b"put big\n", b"put big resume=no\n"])
 def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None:
     written(daemon)
-    with open(daemon.root / "big", "ab") as source:
-        source.truncate(4 * BIG)
+    os.truncate(daemon.root / "big", 256 << 20)  # it will not be done before
     wire = daemon.connect()
     wire.send(request_)
     daemon.wait_until_listed(1)
@@ -529,10 +543,12 @@ def test_a_file_of_one_run_has_nothing_to_go_on_from(daemon: Daemon) -> None:
 
 
 @pytest.mark.promise("whole")
-def test_a_source_that_changes_under_a_put_leaves_nothing(daemon: Daemon) -> None:
-    written(daemon)
-    wire = until_checkpoint(daemon)
+def test_a_source_that_changes_under_a_put_leaves_nothing(careful: Daemon) -> None:
+    daemon = careful
+    wire, _ = held_up(daemon)
     os.truncate(daemon.root / "big", BIG)
+    for worker in daemon.workers():
+        worker.resume()
     assert code(wire.line()) == "changed"
     assert daemon.packs() == daemon.staged() == []
     assert daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
@@ -612,7 +628,9 @@ def test_an_upload_whose_client_vanishes_goes_on_tagged(daemon: Daemon) -> None:
     assert is_whole(daemon, CONTENT, b"up")
 
 
-def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(daemon: Daemon) -> None:
+def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(careful: Daemon) -> None:
+    daemon = careful
+    daemon.start()
     content = written(daemon)
     wire = daemon.connect()
     begun(wire)
@@ -623,7 +641,7 @@ def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(d
         assert time.monotonic() < until
     daemon.kill()
     daemon.start()
-    assert int(kept(daemon)["size"]) >= 64 << 20
+    assert int(kept(daemon)["size"]) >= CHECKPOINT
     third = daemon.packs()[2]
     seq = packs.read_header(third.read_bytes())[0].seq
     third.unlink()
