@@ -58,6 +58,13 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def emptied(shared_daemon: Daemon) -> Daemon:
+    """The shared daemon with nothing in it; the test must leave it running, and as it is set."""
+    shared_daemon.empty()
+    return shared_daemon
+
+
+@pytest.fixture
 def wire(shared_daemon: Daemon) -> Iterator[Wire]:
     """A connection to the shared daemon."""
     with shared_daemon.connect() as wire:
