@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,17 @@ CONTENT = noise(SIZE, seed=5)
 # --- get ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stocked(daemon: Daemon) -> Iterator[Daemon]:
-    """A daemon with a file `f` of three packs."""
+def stock(daemon: Daemon) -> Daemon:
+    """Store a file `f` of three packs."""
     assert code(daemon.ask(b"put - name=f size=%d\n" % SIZE + CONTENT)[-1]) == "OK"
     assert len(daemon.packs()) == 3
-    yield daemon
+    return daemon
+
+
+@pytest.fixture
+def stocked(emptied: Daemon) -> Daemon:
+    """A daemon with the file `f`."""
+    return stock(emptied)
 
 
 def partials(daemon: Daemon) -> list[Path]:
@@ -152,9 +156,10 @@ def test_of_two_at_once_one_is_told_that_the_target_is_busy(stocked: Daemon) -> 
 
 
 @pytest.mark.parametrize("end", ["leaves", "stops", "dies"])
-def test_a_get_goes_on_whatever_ended_it(stocked: Daemon, end: str) -> None:
-    stocked.config(stop_timeout=1)
-    stocked.restart()
+def test_a_get_goes_on_whatever_ended_it(idle_daemon: Daemon, end: str) -> None:
+    idle_daemon.config(stop_timeout=1)
+    idle_daemon.start()
+    stocked = stock(idle_daemon)
     workers = stocked.workers()
     wire = suspended(stocked, b"get f out resume=yes\n")
     if end == "leaves":
