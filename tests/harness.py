@@ -8,6 +8,7 @@ import random
 import re
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,9 +23,11 @@ from typing import IO
 import psutil
 import yaml
 
-from tests.wire import Wire
+from tests.wire import Wire, code, fields
 
 SERVER = Path(__file__).parent.parent / "server.py"
+#: A condition is looked at this often: what is waited for needs the processor, too.
+POLL_SECONDS = 0.005
 #: Far more than a start or a stop takes; a test that needs it has failed.
 PATIENCE_SECONDS = 30.0
 PART = 64 << 10
@@ -186,9 +189,10 @@ class Daemon:
         """Let it and all of its processes stand still, no call of the system under way; `kill_all` works on them."""
         self.note_family()
         self._signal_all(signal.SIGSTOP)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while not all(stands_still(process.pid) for process in self._family):
-            assert time.monotonic() < until, f"these do not stop: {self._family}"
+        wait_for(
+            lambda: all(stands_still(process.pid) for process in self._family),
+            lambda: f"these do not stop: {self._family}",
+        )
 
     def thaw(self) -> None:
         """Let them go on."""
@@ -291,10 +295,18 @@ class Daemon:
         self._poll(b"ping\n", lambda rows: len(self.packs()) == count)
 
     def _poll(self, request: bytes, is_so: Callable[[list[bytes]], bool]) -> None:
-        until = time.monotonic() + PATIENCE_SECONDS
         with self.connect() as wire:
-            while not is_so(rows := wire.ask(request)):
-                assert time.monotonic() < until, f"it never came to this: {rows}"
+            wait_for(lambda: is_so(wire.ask(request)), lambda: f"it never came to this: {wire.ask(request)}")
+
+    def empty(self) -> None:
+        """Wait until nobody else is connected, delete all files, and remove whatever is below the root."""
+        self.wait_until("clients", "1")
+        with self.connect() as wire:
+            if ids := [fields(row)["id"].encode() for row in wire.ask(b"list\n")[:-1]]:
+                assert code(wire.last(b"delete %b\n" % b" ".join(ids))) == "OK"
+        self.wait_until_packs(0)
+        shutil.rmtree(self.root)
+        self.root.mkdir()
 
     def packs(self) -> list[Path]:
         """The pack files in the store."""
@@ -303,6 +315,14 @@ class Daemon:
     def staged(self) -> list[Path]:
         """Files in the store that wait to become packs."""
         return [path for path in (self.store / "tmp").rglob("*") if path.is_file()]
+
+
+def wait_for(is_so: Callable[[], bool], otherwise: Callable[[], str] = lambda: "it never came to this") -> None:
+    """Look until it is so: for what tells nobody when it happens."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < until, otherwise()
+        time.sleep(POLL_SECONDS)
 
 
 def _environ() -> dict[str, str]:

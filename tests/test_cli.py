@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 
 from pfsd import cli, progress
 from tests.fake_daemon import Reader, Writer, fake_daemon, request
-from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port
+from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, wait_for
 from tests.wire import fields
 
 ROOT = Path(__file__).parent.parent
@@ -616,9 +615,7 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
     with stalled_daemon(tmp_path / "socket") as stalled:
         client = start(f"--server=unix:{tmp_path}/socket", "get", "n", cwd=here)
         assert stalled.wait(PATIENCE_SECONDS)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while not os.listdir(here) and time.monotonic() < until:
-            pass  # what was sent is still on its way into the temporary
+        wait_for(lambda: bool(os.listdir(here)))  # what was sent is still on its way into the temporary
         assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
         client.send_signal(number)
         assert client.wait(PATIENCE_SECONDS) == code
