@@ -40,10 +40,13 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer", "tree"},
-    {"results", "link"},
-    {"bulk"},
+    {"exchange", "transfer", "tree", "background", "readahead"},
+    {"results", "link", "watchdog"},
+    {"bulk", "fileobjects"},
     {"client"},
+    {"pool"},
+    {"asyncstore"},
+    {"blocking"},
     {"fs.folders", "fs.errors"},
     {"fs.files"},
     {"fs"},
@@ -59,7 +62,7 @@ NO_ASYNCIO = {
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
     "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
     "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
-    "rescue.repair",
+    "rescue.repair", "readahead",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -79,6 +82,13 @@ CLIENT_MAY_IMPORT = {
     "link",
     "certificates",
     "tree",
+    "watchdog",
+    "background",
+    "readahead",
+    "fileobjects",
+    "pool",
+    "asyncstore",
+    "blocking",
 }
 
 
@@ -125,7 +135,7 @@ def test_the_core_knows_no_asyncio(name: str) -> None:
     assert not {used for used in imports(modules()[name]) if used.split(".")[0] in ("asyncio", "uvloop")}
 
 
-@pytest.mark.parametrize("name", ["client", "progress", "shell"])
+@pytest.mark.parametrize("name", ["client", "progress", "shell", "blocking", "asyncstore", "fileobjects", "pool"])
 def test_the_client_side_knows_only_the_wire(name: str) -> None:
     assert project_imports(modules()[name]) <= CLIENT_MAY_IMPORT
 
