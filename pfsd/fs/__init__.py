@@ -18,11 +18,11 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 try:
     from fsspec.asyn import AsyncFileSystem, sync, sync_wrapper
@@ -31,10 +31,12 @@ try:
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError("pfs:// needs fsspec: pip install 'pfsd[fsspec]'", name=missing.name) from missing
 
-from pfsd.client import Client, FileRef, Progress, Source
-from pfsd.errors import Exists, NotFound
+from pfsd.asyncstore import AsyncStore
+from pfsd.client import FileRef, Progress, Source
+from pfsd.errors import Exists, NotFound, NotReady
+from pfsd.fileobjects import AsyncWriter
 from pfsd.fs.errors import os_errors
-from pfsd.fs.files import PfsFile, PfsTextFile, Upload
+from pfsd.fs.files import PINNED, Opened, PfsFile, PfsTextFile
 from pfsd.fs.folders import READABLE, Info, Tree, file_info, folder_info, name_of, pattern
 from pfsd.results import StoredFile
 
@@ -93,8 +95,8 @@ class PfsFileSystem(AsyncFileSystem):
         self._token_file = token_file
         self._tls = tls
         self._ca = ca
-        #: A connection belongs to an event loop; usually there is one, that of fsspec.
-        self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = WeakKeyDictionary()
+        #: A store belongs to an event loop. Usually there is one loop, that of fsspec.
+        self._stores: dict[asyncio.AbstractEventLoop, AsyncStore] = {}
 
     # --- the daemon ---
 
@@ -114,18 +116,25 @@ class PfsFileSystem(AsyncFileSystem):
         """Which daemon this is."""
         return f"pfs://{self.address}"
 
-    async def _store(self) -> Client:
+    def _store(self) -> AsyncStore:
+        """The daemon, for the event loop that runs."""
         loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            ca = self._ca or os.environ.get("PFSD_CA") or None
-            self._clients[loop] = await Client.connect(self.address, self._find_token(), ca=ca)
-        return self._clients[loop]
+        if loop not in self._stores:
+            for closed in [other for other in self._stores if other.is_closed()]:
+                del self._stores[closed]
+            self._stores[loop] = AsyncStore(self.address, token=self._find_token(), ca=self._ca)
+        return self._stores[loop]
+
+    async def close(self) -> None:
+        """Close the connections of this event loop; the next request connects anew. Nobody has to."""
+        if store := self._stores.pop(asyncio.get_running_loop(), None):
+            await store.close()
 
     def _find_token(self) -> str | None:
-        if self._token_file is not None:
-            with open(self._token_file) as file:
-                return file.readline().strip()
-        return self._token or os.environ.get("PFSD_TOKEN") or None
+        if self._token_file is None:
+            return self._token
+        with open(self._token_file) as file:
+            return file.readline().strip()
 
     # --- URLs ---
 
@@ -174,12 +183,12 @@ class PfsFileSystem(AsyncFileSystem):
         """All about a file, or about that with an id."""
         missing = {} if file_id is None else {"not_found": errno.ESTALE}
         with os_errors(path, **missing):
-            found = await (await self._store()).stat(_name(path) if file_id is None else file_id)
+            found = await self._store().stat(_name(path) if file_id is None else file_id)
         return file_info(found.file) | {"name": path, "etag": found.etag}
 
     async def _is_folder(self, path: str) -> bool:
         with os_errors(path):
-            async with aclosing((await self._store()).list(pattern(path))) as files:
+            async with aclosing(self._store().list(pattern(path))) as files:
                 async for file in files:
                     if file.status in READABLE:
                         return True
@@ -203,7 +212,7 @@ class PfsFileSystem(AsyncFileSystem):
             raise ValueError("maxdepth must be at least 1")
         tree = Tree(path, depth)
         with os_errors(path):
-            async with aclosing((await self._store()).list(pattern(path, stem))) as files:
+            async with aclosing(self._store().list(pattern(path, stem))) as files:
                 async for file in files:
                     tree.add(file)
         return tree
@@ -277,17 +286,16 @@ class PfsFileSystem(AsyncFileSystem):
 
     async def _read(self, file: FileRef, start: int | None = None, end: int | None = None) -> bytes:
         """A range as of a slice: numbers below 0 count from the end."""
-        store = await self._store()
+        store = self._store()
         if (start is not None and start < 0) or (end is not None and end < 0):
             found = (await store.stat(file)).file
             first, last, _ = slice(start, end).indices(found.size)
             try:
                 return await self._read(found.id, first, last)
-            except NotFound:
+            except (NotFound, NotReady):
                 return await self._read(file, start, end)  # it was replaced in between, or is gone
         start = start or 0
-        async with store.get(file, offset=start, length=None if end is None else max(0, end - start)) as download:
-            return await download.read()
+        return await store.get(file, offset=start, length=None if end is None else max(0, end - start))
 
     async def _cat_ranges(
         self,
@@ -329,7 +337,7 @@ class PfsFileSystem(AsyncFileSystem):
             lpath = Path(lpath)
             lpath.parent.mkdir(parents=True, exist_ok=True)
         with os_errors(rpath):
-            await (await self._store()).get_to(_name(rpath), lpath, replace=True, progress=_progress(callback))
+            await self._store().get_to(_name(rpath), lpath, replace=True, progress=_progress(callback))
 
     # --- write ---
 
@@ -349,7 +357,7 @@ class PfsFileSystem(AsyncFileSystem):
 
     async def _store_content(self, source: Source, path: str, mode: str, progress: Progress | None = None) -> None:
         name, replace = _name(path), mode in ("overwrite", "wb")
-        store = await self._store()
+        store = self._store()
 
         async def put() -> StoredFile:
             if isinstance(source, SpooledTemporaryFile):
@@ -358,16 +366,16 @@ class PfsFileSystem(AsyncFileSystem):
 
         await _in_turn(put)
 
-    async def _begin_upload(self, path: str, mode: str) -> Upload:
-        return Upload(await self._store(), _name(path), replace=mode == "wb")
+    async def _begin_upload(self, path: str, mode: str) -> AsyncWriter:
+        return await self._store().open_writer(_name(path), replace=mode == "wb")
 
     async def _cp_file(self, path1: str, path2: str, *, rename: bool = False, **_: Any) -> None:
         path1, path2 = self._strip_protocol(path1), self._strip_protocol(path2)
         source, target = name_of(path1), _name(path2)
-        store = await self._store()
+        store = self._store()
 
         async def copy() -> None:
-            async with store.get(source) as content:
+            async with store.stream(source) as content:
                 await store.put((piece async for piece in content), target, replace=True)
 
         try:
@@ -400,6 +408,13 @@ class PfsFileSystem(AsyncFileSystem):
         if await self._isfile(path):
             raise FileExistsError(errno.EEXIST, "a file has this name", self._strip_protocol(path))
 
+    async def _rmdir(self, path: str) -> None:
+        """Directories are not stored; this only refuses when something is in one."""
+        if await self._isdir(path):
+            raise OSError(errno.ENOTEMPTY, "something is in this directory", self._strip_protocol(path))
+
+    rmdir = sync_wrapper(_rmdir)
+
     # --- remove ---
 
     async def _rm_file(self, path: str, **_: Any) -> None:
@@ -424,7 +439,7 @@ class PfsFileSystem(AsyncFileSystem):
 
     async def _delete(self, paths: Sequence[str]) -> None:
         """Delete files by name: of those that fit into one request, all or none."""
-        store = await self._store()
+        store = self._store()
         for batch in _batches(paths):
             try:
                 with os_errors(batch[0] if len(batch) == 1 else None):
@@ -437,14 +452,14 @@ class PfsFileSystem(AsyncFileSystem):
 
     async def _delete_ids(self, ids: Sequence[int]) -> None:
         """Delete files, whether they are there or not."""
-        store = await self._store()
+        store = self._store()
         for at in range(0, len(ids), IDS_AT_ONCE):
             left = set(ids[at : at + IDS_AT_ONCE])
             while left:
                 try:
                     await store.delete(*left)
                     break
-                except NotFound as gone:
+                except (NotFound, NotReady) as gone:
                     left.remove(int(gone.fields["id"]))
 
     # --- open ---
@@ -478,16 +493,17 @@ class PfsFileSystem(AsyncFileSystem):
         if mode == "ab":
             words = "a stored file cannot be appended to; read it, and store it anew with what is added"
             raise io.UnsupportedOperation(errno.EOPNOTSUPP, words, path)
-        details = sync(self.loop, self._check_open, path, mode, id)
+        opened = sync(self.loop, self._check_open, path, mode, id)
         kwargs |= {"block_size": block_size, "autocommit": autocommit, "cache_options": cache_options}
-        return PfsFile(self, path, mode, details, **kwargs)
+        return PfsFile(self, path, mode, opened, **kwargs)
 
-    async def _check_open(self, path: str, mode: str, file_id: int | None) -> Info | None:
-        """What can be said when a file is opened: all about one to be read, or why it cannot be."""
-        _name(path)
+    async def _check_open(self, path: str, mode: str, file_id: int | None) -> Opened | None:
+        """A file to be read, or nothing when it is to be written; raises why it cannot be opened."""
+        name = _name(path)
         if mode == "rb":
             try:
-                return await self._file(path, file_id)
+                with os_errors(path, **(PINNED if file_id else {})):
+                    return await self._store().open_reader(file_id or name, partial(Opened, path))
             except FileNotFoundError:
                 if await self._is_folder(path):
                     raise _is_folder_error(path) from None

@@ -6,7 +6,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pfsd.client import CannotConnect, ConnectionLost
 from pfsd.errors import (
     AuthError,
     Busy,
@@ -22,6 +21,7 @@ from pfsd.errors import (
     TooLong,
     UsageError,
 )
+from pfsd.exchange import CannotConnect, ConnectionLost, ConnectionTimedOut, ConnectTimedOut, TimedOut
 
 #: The nearest class counts; everything else is EIO: damage, a disk that fails, a bug.
 _NUMBERS: dict[type[PfsdError], int] = {
@@ -36,6 +36,9 @@ _NUMBERS: dict[type[PfsdError], int] = {
     Cancelled: errno.ECANCELED,
     UsageError: errno.EINVAL,
     TooLong: errno.EINVAL,
+    TimedOut: errno.ETIMEDOUT,
+    ConnectionTimedOut: errno.ETIMEDOUT,
+    ConnectTimedOut: errno.ETIMEDOUT,
     CannotConnect: errno.ECONNREFUSED,
     Stopping: errno.ECONNREFUSED,
     ConnectionLost: errno.ECONNRESET,

@@ -2,56 +2,37 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import io
 import sys
 import tempfile
-from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from fsspec.asyn import sync
 from fsspec.spec import AbstractBufferedFile
 
-from pfsd.client import Client
+from pfsd.fileobjects import AsyncWriter, FetchRange
 from pfsd.fs.errors import os_errors
+from pfsd.fs.folders import file_info
+from pfsd.results import FileInfo
 
 if TYPE_CHECKING:
     from pfsd.fs import PfsFileSystem
 
 #: What a transaction keeps of a file in memory before it goes to a local temporary file, in bytes.
 SPOOL_IN_MEMORY = 16 << 20
+#: What it means when a file that was open is gone.
+PINNED = {"changed": errno.ESTALE, "not_found": errno.ESTALE, "not_ready": errno.ESTALE}
 
 
-class Upload:
-    """A put whose content is handed in piece by piece. All of it lives in one event loop."""
+class Opened(NamedTuple):
+    """A file to be read: its path, its row, its etag, and what fetches a range of it and of no other."""
 
-    def __init__(self, client: Client, name: bytes, replace: bool) -> None:
-        self._pieces: asyncio.Queue[memoryview | None] = asyncio.Queue(1)
-        self._put = asyncio.ensure_future(client.put(self._content(), name, replace=replace))
-
-    async def send(self, piece: memoryview | None) -> None:
-        """Hand a piece in when there is room, None at the end. Raises what became of a put that failed."""
-        giving = asyncio.ensure_future(self._pieces.put(piece))
-        await asyncio.wait({giving, self._put}, return_when=asyncio.FIRST_COMPLETED)
-        if self._put.done():
-            giving.cancel()
-            self._put.result()
-
-    async def finish(self) -> None:
-        """Say that this was all; returns when it is stored."""
-        await self.send(None)
-        await self._put
-
-    async def abort(self) -> None:
-        """Give up; nothing is stored."""
-        self._put.cancel()
-        await asyncio.wait({self._put})
-
-    async def _content(self) -> AsyncIterator[memoryview]:
-        while (piece := await self._pieces.get()) is not None:
-            yield piece
+    path: str
+    file: FileInfo
+    etag: str
+    fetch: FetchRange
 
 
 class PfsFile(AbstractBufferedFile):
@@ -59,17 +40,20 @@ class PfsFile(AbstractBufferedFile):
 
     What is read is the version that was there when it was opened: when it is replaced or deleted meanwhile, reading
     on is OSError with ESTALE. What is written shows at `close`, or when the transaction ends that it belongs to; in a
-    `with` that an exception leaves, it is discarded.
+    `with` that an exception leaves, and at the end of the program, it is discarded. A file that is dropped is closed, as
+    fsspec relies on (of what it compresses, it drops the file below).
     """
 
     fs: PfsFileSystem
 
-    def __init__(self, fs: PfsFileSystem, path: str, mode: str, details: dict[str, Any] | None, **kwargs: Any) -> None:
-        self._details = details
-        self._upload: Upload | None = None
+    def __init__(self, fs: PfsFileSystem, path: str, mode: str, opened: Opened | None, **kwargs: Any) -> None:
+        self._upload: AsyncWriter | None = None
         self._spool: IO[bytes] | None = None
-        if details is not None:
-            kwargs |= {"id": details["id"], "size": details["size"]}  # `id` is for who unpickles it
+        if opened is not None:
+            self._opened = opened
+            self._details = file_info(opened.file, opened.etag) | {"name": path}
+            # `id` is for who unpickles it: `open` gets it back.
+            kwargs |= {"size": opened.file.size, "id": opened.file.id}
         super().__init__(fs, path, mode, **kwargs)
 
     # --- reading ---
@@ -79,8 +63,8 @@ class PfsFile(AbstractBufferedFile):
         return content
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        with os_errors(self.path, not_found=errno.ESTALE, not_ready=errno.ESTALE):
-            return await self.fs._read(self.details["id"], start, end)
+        with os_errors(self.path, **PINNED):
+            return await self._opened.fetch(start, end - start)
 
     # --- writing ---
 
@@ -100,9 +84,9 @@ class PfsFile(AbstractBufferedFile):
                 return
             if self._upload is None:
                 self._upload = await self.fs._begin_upload(self.path, self.mode)
-            await self._upload.send(content)
+            await self._upload.write(content)
             if final:
-                await self._upload.finish()
+                await self._upload.close()
 
     def commit(self) -> None:
         """Store what was written in a transaction."""
@@ -130,9 +114,11 @@ class PfsFile(AbstractBufferedFile):
             self.discard()
         self.close()
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():  # else nobody runs the event loop any more, and waiting for it would be for ever
-            super().__del__()
+    def close(self) -> None:
+        """End reading; store what was written, unless that is for a transaction to do."""
+        if sys.is_finalizing():
+            self.closed = True  # nobody runs the event loop any more, so waiting for it would be for ever
+        super().close()
 
 
 class PfsTextFile(io.TextIOWrapper):

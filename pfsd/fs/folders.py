@@ -44,9 +44,9 @@ def pattern(folder: str, stem: str = "") -> bytes | None:
     return _MAGIC.sub(rb"[\g<0>]", prefix) + b"*" if prefix else None
 
 
-def file_info(file: FileInfo) -> Info:
+def file_info(file: FileInfo, etag: str | None = None) -> Info:
     """A file as fsspec describes it. `created` and `mtime`, in seconds since 1970, are one: content never changes."""
-    return {
+    info = {
         "name": path_of(file.name),
         "type": "file",
         "size": file.size,
@@ -56,6 +56,7 @@ def file_info(file: FileInfo) -> Info:
         "created": file.created,
         "mtime": file.created,
     }
+    return info if etag is None else info | {"etag": etag}
 
 
 def folder_info(path: str) -> Info:
