@@ -24,8 +24,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-import uvloop
-
 from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
@@ -76,9 +74,18 @@ PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text
 
 def main(config: Config) -> int:
     """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
-    factory = uvloop.new_event_loop if config.loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         return runner.run(Daemon(config).run())
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError as error:
+        raise ConfigError(f"loop: uvloop cannot be imported ({error}); `loop: asyncio` needs nothing") from error
+    return uvloop.new_event_loop
 
 
 class Daemon:
