@@ -25,8 +25,6 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-import uvloop
-
 from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
@@ -80,8 +78,7 @@ PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text
 
 def main(config: Config) -> int:
     """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
-    factory = uvloop.new_event_loop if config.loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         return runner.run(Daemon(config).run())
 
 
@@ -93,6 +90,16 @@ class _Way(NamedTuple):
     refusal: Callable[[socket.socket], RequestError | None]
     make: Callable[[], asyncio.BufferedProtocol]
     tell: Callable[[RequestError], bytes]
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError as error:
+        raise ConfigError(f"loop: uvloop cannot be imported ({error}); `loop: asyncio` needs nothing") from error
+    return uvloop.new_event_loop
 
 
 class Daemon:

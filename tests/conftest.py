@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from tests.harness import Daemon
+from tests.harness import DEFAULTS, Daemon
 from tests.wire import Wire
 
 # Daemons are started by the hundred, and would compile all of pfsd each time.
@@ -26,7 +26,12 @@ settings.load_profile("pfsd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="the event loop of daemons")
     parser.addoption("--faults", choices=["quick", "full"], default="quick", help="how often faults are tried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    DEFAULTS["loop"] = config.getoption("loop")
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -629,7 +629,8 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(f"listen: 127.0.0.1:{free_port()}\npath: store\nroots: ['.']\nmemory: 64MiB\nprocesses: 1\n")
+    address = f"127.0.0.1:{free_port()}"
+    path.write_text(f"listen: {address}\npath: store\nroots: ['.']\nmemory: 64MiB\nprocesses: 1\nmd5: hashlib\n")
     return path
 
 
