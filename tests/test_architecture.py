@@ -46,7 +46,11 @@ LAYERS = [
     {"client"},
     {"progress"},
     {"console"},
-    {"shell", "spawn"},
+    {"shell", "spawn", "top"},
+    {"top.model"},
+    {"top.view", "top.watch"},
+    {"top.app"},
+    {"top.run"},
     {"cli"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
