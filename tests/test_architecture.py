@@ -59,7 +59,11 @@ LAYERS = [
     {"fs"},
     {"progress"},
     {"console"},
-    {"shell", "spawn"},
+    {"shell", "spawn", "top"},
+    {"top.model"},
+    {"top.view", "top.watch"},
+    {"top.app"},
+    {"top.run"},
     {"cli"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
