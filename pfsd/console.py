@@ -14,13 +14,13 @@ import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pfsd import protocol, tree
+from pfsd import producer, protocol, tree
 from pfsd.client import (
     CannotConnect,
     Client,
@@ -204,7 +204,10 @@ def add_commands(parser: argparse.ArgumentParser, shared: list[Parser]) -> Any:
         return command
 
     put = add("put", _put, "store files; several are sent side by side")
-    put.add_argument("files", nargs="+", metavar="FILE", help="a local path; - is standard input")
+    put.add_argument("files", nargs="*", metavar="FILE", help="a local path; - is standard input")
+    put.add_argument(
+        "--from-command", metavar="COMMAND", help="store what a shell command prints, only if it succeeds; needs --name"
+    )
     put.add_argument(
         "--name", help="its name in the store, or the beginning of all names below it (default: last component)"
     )
@@ -357,6 +360,10 @@ def _told_how_far(tally: _Tally, command: str, did: str) -> Iterator[None]:
 
 async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
     paths: list[str] = arguments.files
+    if arguments.from_command is not None:
+        return await _put_output(client, arguments, out, watch)
+    if not paths:
+        raise UsageError("nothing to store: put FILE, put - --name NAME or put --from-command COMMAND --name NAME")
     if len(paths) > 1 and (arguments.name is not None or "-" in paths):
         raise UsageError("--name and - go with one FILE only")
     if arguments.resume and (arguments.recursive or "-" in paths):
@@ -378,6 +385,19 @@ async def _put(client: Client, arguments: argparse.Namespace, out: Output, watch
             await _put_regular(client, regular, arguments, tally, watch)
     if arguments.recursive and not tally.files and not tally.codes:
         raise NotFound(f"there is no regular file below {', '.join(paths)}; nothing was stored")
+    return tally.end("put", "stored")
+
+
+async def _put_output(client: Client, arguments: argparse.Namespace, out: Output, watch: Watch) -> int:
+    """Store what a command prints, if it succeeds."""
+    if arguments.files or arguments.recursive or arguments.resume:
+        raise UsageError("--from-command goes with no FILE, -r or --resume")
+    if arguments.name is None:
+        raise UsageError("what a command prints has no name: put --from-command COMMAND --name NAME")
+    tally, name = _Tally(out, whole=False), os.fsencode(arguments.name)
+    async with aclosing(producer.output(arguments.from_command)) as source:
+        with watch(show_name(name)) as progress:
+            tally.stored(await client.put(source, name, replace=arguments.replace, progress=progress))
     return tally.end("put", "stored")
 
 

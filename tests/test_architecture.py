@@ -47,7 +47,7 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer", "tree", "background", "readahead"},
+    {"exchange", "transfer", "tree", "producer", "background", "readahead"},
     {"results", "link", "watchdog"},
     {"bulk", "fileobjects"},
     {"client"},

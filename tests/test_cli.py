@@ -21,7 +21,7 @@ import pytest
 
 from pfsd import cli, progress
 from tests.fake_daemon import Reader, Writer, fake_daemon, request
-from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, wait_for
+from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, has_ended, wait_for
 from tests.wire import fields
 
 ROOT = Path(__file__).parent.parent
@@ -479,6 +479,56 @@ def test_wrong_use_of_directories(run: Run, photos: dict[str, bytes]) -> None:
 
 
 # --- pipes and signals --------------------------------------------------------------------------
+
+
+def test_what_a_command_prints_is_stored(run: Run) -> None:
+    code, out, err = run("put", "--from-command", "echo a; echo b", "--name", "printed")
+    assert (code, err) == (0, "") and out.startswith("printed: stored as ")
+    assert run("get", "printed", "-")[1] == "a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("echo half; exit 3", "failed with exit code 3"),
+        ("echo half; kill -KILL $$", "was ended by SIGKILL"),
+        ("no-such-program", "failed with exit code 127"),
+    ],
+)
+def test_what_a_failing_command_prints_is_not(command: str, says: str, run: Run) -> None:
+    assert run("put", "--from-command", "echo old", "--name", "printed")[0] == 0
+    code, out, err = run("put", "--replace", "--from-command", command, "--name", "printed")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == f"pfsd: io: the command {says}, so nothing was stored: {command}"
+    assert run("get", "printed", "-")[1] == "old\n"
+    assert len(run("list")[1].splitlines()) == 1
+
+
+def test_a_command_is_ended_when_nobody_wants_its_output(shared_daemon: Daemon, run: Run, here: Path) -> None:
+    waits = "echo $$ >pid.new; mv pid.new pid; exec sleep 1000"
+    client = start(f"--server=127.0.0.1:{shared_daemon.port}", "put", "--from-command", waits, "--name", "x")
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not (here / "pid").exists():
+        assert time.monotonic() < until and client.poll() is None
+        time.sleep(0.01)
+    client.terminate()
+    client.communicate(timeout=PATIENCE_SECONDS)
+    assert client.returncode == 143
+    assert has_ended(int((here / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["put"],
+        ["put", "--from-command", "true"],
+        ["put", "--from-command", "true", "--name", "x", "file"],
+        ["put", "--from-command", "true", "--name", "x", "-r"],
+        ["put", "--from-command", "true", "--name", "x", "--resume"],
+    ],
+)
+def test_wrong_use_of_commands_is_told(words: list[str], run: Run) -> None:
+    assert run(*words)[0] == 2
 
 
 def test_standard_input_and_output(shared_daemon: Daemon, tmp_path: Path) -> None:

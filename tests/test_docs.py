@@ -1,7 +1,8 @@
 """The documents say what is so: transcripts are replayed, tables and links are held against the code.
 
 A transcript is a fenced block marked `transcript`; docs/protocol.md explains how it is written. A word after
-that names a daemon of another kind. All blocks of one section share a store, each block is a connection.
+that names a daemon of another kind. All blocks of one section share a store, each block is a connection. Documents
+that show commands as well are pages: tests/test_pages.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
@@ -20,178 +20,19 @@ from pfsd import cli, config, protocol, session
 from pfsd.daemon import EXIT_STOP_TIMED_OUT
 from pfsd.errors import BY_CODE, FatalError
 from pfsd.verbs import VERBS
+from tests.documents import DOCUMENTS, ROOT, Block, prose, sections, table, transcripts
 from tests.harness import PATIENCE_SECONDS, Daemon
+from tests.pages import is_page
+from tests.replay import Replay
 from tests.test_architecture import modules, project_imports
-from tests.wire import Wire
 
-ROOT = Path(__file__).parent.parent
 PROTOCOL = ROOT / "docs" / "protocol.md"
-#: Directories that are no part of the project, besides those with a dot in front.
-NOT_OURS = {"__pycache__", "build", "dist", "store"}
 PART_SIZE = 4096
 #: The kinds of daemon that transcripts talk to.
 KINDS: dict[str, dict[str, object]] = {"": {}, "token": {"token": "correct-horse"}, "exit": {}}
 
 
-def our_files() -> list[Path]:
-    """Every file of the project."""
-
-    def ours(path: Path) -> bool:
-        parts = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") for part in parts if part not in (".ci", ".gitignore"))
-        return path.is_file() and not hidden and not any(part in NOT_OURS or ".egg-info" in part for part in parts)
-
-    return sorted(filter(ours, ROOT.rglob("*")))
-
-
-DOCUMENTS = [path for path in our_files() if path.suffix == ".md"]
-
-
-# --- documents ----------------------------------------------------------------------------------
-
-
-class Block(NamedTuple):
-    """A fenced block: where it stands, what it is marked with, its lines."""
-
-    path: Path
-    number: int
-    section: str
-    mark: str
-    lines: list[str]
-
-    @property
-    def place(self) -> str:
-        return f"{self.path.name}:{self.number}"
-
-
-def blocks(path: Path) -> Iterator[Block]:
-    """The fenced blocks of a document."""
-    section, fence, number = "", None, 0
-    lines: list[str] = []
-    for at, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if fence is None and line.startswith("```"):
-            fence, number, lines = line[3:].strip(), at, []
-        elif fence is not None and line == "```":
-            yield Block(path, number, section, fence, lines)
-            fence = None
-        elif fence is not None:
-            lines.append(line)
-        elif line.startswith("#"):
-            section = line.lstrip("#").strip()
-    assert fence is None, f"{path.name}:{number}: a block that is not closed"
-
-
-def transcripts(path: Path) -> list[Block]:
-    """The transcripts of a document."""
-    return [block for block in blocks(path) if block.mark.split()[:1] == ["transcript"]]
-
-
-def prose(path: Path) -> str:
-    """A document without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
-
-
-def sections(path: Path) -> dict[str, str]:
-    """Heading -> the text below it, up to the next heading."""
-    pieces = re.split(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
-    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
-
-
-def table(text: str) -> list[list[str]]:
-    """The rows of the Markdown tables in a text, as cells."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
-
-
 # --- replaying ----------------------------------------------------------------------------------
-
-_SPECIAL = re.compile(r'"…"|…|<(\w+)>|\{(\d+) bytes\}')
-
-
-class Replay:
-    """Plays the blocks of one section; values that the server made are kept in `values`."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-        self._values: dict[str, str] = {}
-
-    def play(self, block: Block) -> None:
-        """Talk to the daemon as the block says; it must say no more and no less than stands there."""
-        with self._daemon.connect() as wire:
-            for kind, lines in groupby(block.lines, key=lambda line: line.split(" ")[0].rstrip("␍")):
-                self._step(kind, [line[len(kind) + 1 :] for line in lines], wire, block)
-            if "< (end)" not in block.lines:
-                if "> (end)" not in block.lines:
-                    wire.half_close()
-                assert wire.rest() == b"", f"{block.place}: the daemon says more than the document"
-
-    def _step(self, kind: str, lines: list[str], wire: Wire, block: Block) -> None:
-        if kind in (">", ">>"):
-            # In one piece, as from a pipe.
-            content = [line for line in lines if line != "(end)"]
-            wire.send(b"".join(self._sent(line) + (b"\n" if kind == ">" else b"") for line in content))
-            if len(content) < len(lines):
-                wire.half_close()
-            return
-        for line in lines:
-            if kind == "$":
-                assert line == "nc 127.0.0.1 7373", f"{block.place}: nobody knows how to do this: {line}"
-            elif kind == "!":
-                self._happens(line)
-            elif kind == "<<":
-                expected = self._sent(line)
-                assert wire.exactly(len(expected)) == expected, f"{block.place}: {line}"
-            elif line == "(end)":
-                assert wire.rest() == b"", f"{block.place}: the daemon says more than the document"
-            else:
-                assert kind == "<", f"{block.place}: what is {kind}?"
-                self._receive(line, wire, block)
-
-    def _receive(self, expected: str, wire: Wire, block: Block) -> None:
-        received = wire.raw_line()
-        while b"PROGRESS" not in expected.encode() and re.match(rb"(@\S+ )?PROGRESS ", received):
-            received = wire.raw_line()  # may come more often on a slow machine
-        found = re.fullmatch(self._pattern(expected) + "\n", received.decode())
-        assert found, f"{block.place}: expected {expected!r}, got {received!r}"
-        self._values |= found.groupdict()
-
-    def _sent(self, line: str) -> bytes:
-        def fill(special: re.Match[str]) -> str:
-            assert "…" not in special[0], f"nobody knows what to send for {line!r}"
-            return "x" * int(special[2]) if special[2] else self._values[special[1]]
-
-        return _SPECIAL.sub(fill, line).replace("␍", "\r").encode()
-
-    def _pattern(self, line: str) -> str:
-        seen: set[str] = set()
-        pattern, at = "", 0
-        for special in _SPECIAL.finditer(line):
-            pattern += re.escape(line[at : special.start()])
-            at = special.end()
-            name = special[1]
-            if special[0] == '"…"':
-                pattern += r'"(?:[^"\\]|\\.)+"'
-            elif special[0] == "…":
-                pattern += "[^ ]+"
-            elif name is None:
-                pattern += "x" * int(special[2])
-            elif name in self._values:
-                pattern += re.escape(self._values[name])
-            else:
-                pattern += f"(?P={name})" if name in seen else f"(?P<{name}>[^ ]+)"
-                seen.add(name)
-        return pattern + re.escape(line[at:]).replace("␍", "\r")
-
-    def _happens(self, what: str) -> None:
-        (pack,) = self._daemon.packs()
-        if re.fullmatch(r"the last byte of the pack of \w+ changes on the disk", what):
-            content = bytearray(pack.read_bytes())
-            content[-1] ^= 0xFF
-            pack.write_bytes(content)
-        elif re.fullmatch(r"the pack of \w+ is removed from the disk", what):
-            pack.unlink()
-        else:
-            pytest.fail(f"nobody knows how to do this: {what}")
 
 
 def empty(daemon: Daemon, prelude: bytes) -> None:
@@ -223,7 +64,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             home = tmp_path_factory.mktemp("docs")
             daemon = daemons[key] = Daemon(home, part_size=PART_SIZE, memory="32MiB", **KINDS[kind])
             (daemon.root / "notes.txt").write_bytes(b"hello, world\n")
-            (daemon.root / "README.md").write_bytes(b"x" * PART_SIZE)
             daemon.start()
         return daemons[key]
 
@@ -236,6 +76,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 SECTIONS = [
     (f"{path.name}: {section}", list(group))
     for path in DOCUMENTS
+    if not is_page(path)
     for section, group in groupby(transcripts(path), key=lambda block: block.section)
 ]
 
@@ -246,7 +87,7 @@ def test_transcripts_are_true(section: list[Block], start: Start) -> None:
         kind = mark.removeprefix("transcript").strip()
         daemon = start(section[0].path.name, kind)
         empty(daemon, b"auth correct-horse\n" if kind == "token" else b"")
-        replay = Replay(daemon)
+        replay = Replay(daemon.connect, daemon.packs, {})
         for block in group:
             replay.play(block)
         if kind == "exit":
@@ -254,7 +95,8 @@ def test_transcripts_are_true(section: list[Block], start: Start) -> None:
 
 
 def test_a_wrong_transcript_is_noticed(start: Start) -> None:
-    replay = Replay(start(PROTOCOL.name, ""))
+    daemon = start(PROTOCOL.name, "")
+    replay = Replay(daemon.connect, daemon.packs, {})
     for lines in (
         ["> ping", "< OK pong"],
         ["> ping", "< OK ping …"],
