@@ -507,10 +507,7 @@ def test_what_a_failing_command_prints_is_not(command: str, says: str, run: Run)
 def test_a_command_is_ended_when_nobody_wants_its_output(shared_daemon: Daemon, run: Run, here: Path) -> None:
     waits = "echo $$ >pid.new; mv pid.new pid; exec sleep 1000"
     client = start(f"--server=127.0.0.1:{shared_daemon.port}", "put", "--from-command", waits, "--name", "x")
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not (here / "pid").exists():
-        assert time.monotonic() < until and client.poll() is None
-        time.sleep(0.01)
+    wait_for((here / "pid").exists)
     client.terminate()
     client.communicate(timeout=PATIENCE_SECONDS)
     assert client.returncode == 143
