@@ -150,14 +150,6 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     return Call(coroutine).result()
 
 
-def call_soon(callback: Callable[[], object]) -> None:
-    """Have something called in the thread, if there still is one; never waits."""
-    thread = _thread
-    if thread is not None:
-        with suppress(RuntimeError):  # it has just ended
-            thread.loop.call_soon_threadsafe(callback)
-
-
 # --- iterators ----------------------------------------------------------------------------------
 
 
@@ -211,7 +203,7 @@ def iterate(make: Callable[[], AsyncIterator[Result]]) -> Iterator[Result]:
         while items := run(fetched.take()):
             yield from items
     finally:
-        if not _current().is_current:
-            run(fetched.end())
-        else:  # the garbage collector came by there
-            Call(fetched.end())
+        with suppress(UsageError):  # the program is ending
+            ending = Call(fetched.end())
+            if not _current().is_current:  # where the garbage collector may have come by
+                ending.result()
