@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 #: Items of an async iterator that are fetched ahead of who takes them.
 AHEAD = 1024
+#: The end of a program waits at most so long for what still runs, and then as long for the thread.
+END_SECONDS = 1.0
 #: A coroutine that was cancelled gets so long to clean up before the caller goes on without it.
 CLEANUP_SECONDS = 10.0
 
@@ -45,11 +47,21 @@ class _Thread:
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
-        self._stopped = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(1.0)
+        asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+        self._thread.join(2 * END_SECONDS)
         if not self._thread.is_alive():
             self.loop.close()
+
+    async def _wind_up(self) -> None:
+        """Cancel all that runs, such as uploads nobody closed; then end the loop."""
+        own = asyncio.current_task()
+        until = self.loop.time() + END_SECONDS
+        while (tasks := asyncio.all_tasks() - {own}) and (left := until - self.loop.time()) > 0:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=left)
+        self._stopped = True
+        self.loop.stop()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
