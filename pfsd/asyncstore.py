@@ -124,7 +124,7 @@ class AsyncStore:
     @property
     def address(self) -> str:
         """Where the daemon is looked for."""
-        return self._arguments["address"] or os.environ.get("PFSD_SERVER") or DEFAULT_ADDRESS
+        return _address(self._arguments["address"])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r})"
@@ -160,19 +160,11 @@ class AsyncStore:
                 return pool
             if pool.is_in_use():
                 raise UsageError("this store belongs to another event loop, which still runs; make one for each loop")
-        self._pool = pool = Pool(self._connect, self._arguments["connections"], self._arguments["timeout"])
+        # The pool does not know this store, so that dropping the store can be the end of the pool.
+        connect = partial(_connect, **self._arguments)
+        self._pool = pool = Pool(connect, self._arguments["connections"], self._arguments["timeout"])
         weakref.finalize(self, Pool.close_soon, pool).atexit = False
         return pool
-
-    async def _connect(self) -> Client:
-        arguments = self._arguments
-        return await Client.connect(
-            self.address,
-            arguments["token"] or os.environ.get("PFSD_TOKEN") or None,
-            ca=arguments["ca"] or os.environ.get("PFSD_CA") or None,
-            connect_timeout=arguments["connect_timeout"],
-            timeout=arguments["timeout"],
-        )
 
     async def _reading(self, request: Callable[[Client], Awaitable[Result]], *, own: bool = False) -> Result:
         """Make a request that changes nothing; again, if its connection breaks."""
@@ -344,7 +336,7 @@ class AsyncStore:
                     partial(_read, found.id, offset, left, progress=progress, total=left), own=True
                 )
                 return content
-            except NotFound:
+            except (NotFound, NotReady):
                 continue  # replaced just now
         raise Changed(f"{file!r} is replaced again and again while it is read")
 
@@ -366,7 +358,7 @@ class AsyncStore:
         try:
             own = length > SMALL
             content, _ = await self._reading(partial(_read, file.id, offset, length), own=own)
-        except NotFound:
+        except (NotFound, NotReady):
             name = os.fsdecode(file.name)
             words = f"{name} (id {file.id}) was deleted or replaced since it was opened"
             raise Changed(f"{words}; open it again for what it is now", id=file.id) from None
@@ -614,6 +606,29 @@ class AsyncStore:
     ) -> tuple[Reply, Rows]:
         """Any request without content: its OK line and the rows before it, as they are. It is sent once."""
         return await self._changing(lambda client: client.request(verb, words, options))
+
+
+def _address(address: str | None) -> str:
+    return address or os.environ.get("PFSD_SERVER") or DEFAULT_ADDRESS
+
+
+async def _connect(
+    *,
+    address: str | None,
+    token: str | None,
+    ca: str | None,
+    connections: int,
+    connect_timeout: float,
+    timeout: float | None,
+) -> Client:
+    """A connection as the arguments of a store say, and the environment where they say nothing."""
+    return await Client.connect(
+        _address(address),
+        token or os.environ.get("PFSD_TOKEN") or None,
+        ca=ca or os.environ.get("PFSD_CA") or None,
+        connect_timeout=connect_timeout,
+        timeout=timeout,
+    )
 
 
 def _revived(kind: type[Any], arguments: dict[str, Any]) -> Any:

@@ -21,6 +21,8 @@ Result = TypeVar("Result")
 
 #: Items of an async iterator that are fetched ahead of who takes them.
 AHEAD = 1024
+#: The end of a program waits at most so long for what still runs, and then as long for the thread.
+END_SECONDS = 1.0
 #: A coroutine that was cancelled gets so long to clean up before the caller goes on without it.
 CLEANUP_SECONDS = 10.0
 
@@ -45,11 +47,21 @@ class _Thread:
         return threading.current_thread() is self._thread
 
     def stop(self) -> None:
-        self._stopped = True
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(1.0)
+        asyncio.run_coroutine_threadsafe(self._wind_up(), self.loop)
+        self._thread.join(2 * END_SECONDS)
         if not self._thread.is_alive():
             self.loop.close()
+
+    async def _wind_up(self) -> None:
+        """Cancel all that runs, such as uploads nobody closed; then end the loop."""
+        own = asyncio.current_task()
+        until = self.loop.time() + END_SECONDS
+        while (tasks := asyncio.all_tasks() - {own}) and (left := until - self.loop.time()) > 0:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=left)
+        self._stopped = True
+        self.loop.stop()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -150,14 +162,6 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     return Call(coroutine).result()
 
 
-def call_soon(callback: Callable[[], object]) -> None:
-    """Have something called in the thread, if there still is one; never waits."""
-    thread = _thread
-    if thread is not None:
-        with suppress(RuntimeError):  # it has just ended
-            thread.loop.call_soon_threadsafe(callback)
-
-
 # --- iterators ----------------------------------------------------------------------------------
 
 
@@ -211,7 +215,7 @@ def iterate(make: Callable[[], AsyncIterator[Result]]) -> Iterator[Result]:
         while items := run(fetched.take()):
             yield from items
     finally:
-        if not _current().is_current:
-            run(fetched.end())
-        else:  # the garbage collector came by there
-            Call(fetched.end())
+        with suppress(UsageError):  # the program is ending
+            ending = Call(fetched.end())
+            if not _current().is_current:  # where the garbage collector may have come by
+                ending.result()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import re
 import ssl
@@ -112,7 +113,15 @@ CONNECT_SECONDS = 10.0
 class Client:
     """A connection to a daemon; an async context manager that closes it."""
 
-    def __init__(self, line: Multiplexer, address: str, token: str | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        line: Multiplexer,
+        address: str,
+        token: str | None,
+        tls: ssl.SSLContext | None,
+        timeout: float | None = None,
+    ) -> None:
+        self._timeout = timeout
         self._line = line
         self._address = address
         self._token = token
@@ -143,7 +152,7 @@ class Client:
         line = await _open(address, tls, connect_timeout)
         if timeout is not None:
             Watchdog(line, timeout)
-        client = cls(line, address, token, tls)
+        client = cls(line, address, token, tls, timeout)
         try:
             if token is not None:
                 await client._ask("auth", [Word(_bytes(token), quoted=True)])
@@ -346,7 +355,7 @@ class Client:
         from pfsd.link import Link
 
         token = None if self._token is None else _bytes(self._token)
-        return partial(Link, parse_address(self._address), token, self._tls)
+        return partial(Link, parse_address(self._address), token, self._tls, self._timeout)
 
     def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
         """The content of a file, or of a range of it, which is cut short where the file ends.
@@ -561,7 +570,10 @@ class Download:
 
     async def read(self) -> bytes:
         """All of the content that has not been taken yet."""
-        return b"".join([piece async for piece in self])
+        content = io.BytesIO()  # in which pieces go as they come; a list would hold all of them beside the result
+        async for piece in self:
+            content.write(piece)
+        return content.getvalue()
 
     async def aclose(self) -> None:
         """Take no more."""

@@ -58,6 +58,11 @@ class ConnectionTimedOut(ConnectionLost, TimedOut):
     code = "timed-out"
 
 
+def standstill(seconds: float) -> ConnectionTimedOut:
+    """The error for a daemon that has kept still for so long."""
+    return ConnectionTimedOut(f"the daemon has not moved a byte for {seconds:g} seconds, nor answered a ping")
+
+
 class ConnectTimedOut(CannotConnect, TimedOut):
     """Whoever has the address lets a newcomer wait."""
 

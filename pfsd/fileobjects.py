@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from pfsd.aio import finish
 from pfsd.background import Call, run
-from pfsd.exchange import Buffer
+from pfsd.exchange import CLOSE_SECONDS, Buffer
 from pfsd.protocol import MAX_FRAME
 from pfsd.readahead import ReadAhead
 from pfsd.results import FileInfo, StoredFile
@@ -89,6 +89,7 @@ class AsyncReader:
 
     async def read(self, size: int = -1) -> bytes:
         """Read so many bytes, or all to the end; fewer only at the end."""
+        self._check_open()
         left = self.size - self._position if size < 0 else size
         out = io.BytesIO()
         while left > 0 and (piece := await self._piece(left)):
@@ -162,11 +163,12 @@ class AsyncWriter:
     def __init__(self, name: str, store: StoreContent) -> None:
         self.name = name
         self._gathered = bytearray()
-        self._frames: asyncio.Queue[Buffer | None] = asyncio.Queue(FRAMES_AHEAD)
+        self._frames: asyncio.Queue[Buffer | _Aborted | None] = asyncio.Queue(FRAMES_AHEAD)
         self._position = 0
         self._closed = False
         self._stored: StoredFile | None = None
         self._task = asyncio.ensure_future(store(_taken(self._frames)))
+        self._task.add_done_callback(_seen)  # its error is raised by what is called next, if anything is
 
     @property
     def closed(self) -> bool:
@@ -230,10 +232,15 @@ class AsyncWriter:
         """Give it up: nothing is stored, and the name is as it was."""
         self._closed = True
         self._gathered.clear()
+        if self._task.done():
+            return
+        while not self._frames.empty():
+            self._frames.get_nowait()
+        self._frames.put_nowait(_Aborted())
+        # That the name is free again is worth waiting for, but not for a daemon that does not take what is sent.
+        await finish(asyncio.ensure_future(asyncio.wait({self._task}, timeout=CLOSE_SECONDS)))
         self._task.cancel()
         await finish(asyncio.ensure_future(asyncio.wait({self._task})))
-        if not self._task.cancelled():
-            self._task.exception()  # seen
 
     async def __aenter__(self) -> AsyncWriter:
         return self
@@ -254,9 +261,20 @@ class AsyncWriter:
             raise ValueError("the file is closed")
 
 
-async def _taken(frames: asyncio.Queue[Buffer | None]) -> AsyncIterator[Buffer]:
+class _Aborted(Exception):
+    """Ends the content of an upload that is given up."""
+
+
+async def _taken(frames: asyncio.Queue[Buffer | _Aborted | None]) -> AsyncIterator[Buffer]:
     while (frame := await frames.get()) is not None:
+        if isinstance(frame, _Aborted):
+            raise frame
         yield frame
+
+
+def _seen(task: asyncio.Task[StoredFile]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 Opened = TypeVar("Opened", bound=AsyncReader | AsyncWriter)

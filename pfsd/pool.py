@@ -35,21 +35,31 @@ class Pool:
         self._idle: list[Client] = []
         self._lent: set[Client] = set()
         self._shared: Client | None = None
-        self._sharing = asyncio.Lock()
+        self._sharing: asyncio.Task[Client] | None = None
+        self._closed = False
         self._closing: set[asyncio.Task[None]] = set()
 
     # --- the shared one ---
 
     async def shared(self) -> Client:
         """The connection for requests without content, or with little; it may be in use by any number of them."""
-        async with self._sharing:
-            shared = self._shared
-            if shared is None or not shared.alive:
-                if shared is not None:
-                    self._close_soon(shared)
+        if self._shared is not None and self._shared.alive:
+            return self._shared
+        if self._sharing is None:
+            # All that come while it is made wait for this one, and hear alike that nobody answers.
+            self._sharing = asyncio.ensure_future(self._share())
+            self._sharing.add_done_callback(_seen)
+        return await asyncio.shield(self._sharing)
+
+    async def _share(self) -> Client:
+        try:
+            if self._shared is not None:
+                self._close_soon(self._shared)
                 self._shared = None
-                self._shared = shared = await self._connect()
-            return shared
+            self._shared = await self._connect()
+            return self._shared
+        finally:
+            self._sharing = None
 
     # --- those for one transfer ---
 
@@ -79,7 +89,7 @@ class Pool:
                 yield client
             finally:
                 self._lent.discard(client)
-                if client.idle and len(self._idle) < self._most:
+                if client.idle and len(self._idle) < self._most and not self._closed:
                     self._idle.append(client)
                 else:
                     self._close_soon(client)
@@ -139,6 +149,9 @@ class Pool:
 
     async def close(self) -> None:
         """Close all connections; what runs on them fails with ConnectionLost."""
+        self._closed = True
+        if self._sharing is not None:
+            self._sharing.cancel()
         clients = {*self._idle, *self._lent} | ({self._shared} if self._shared is not None else set())
         self._idle.clear()
         self._shared = None
@@ -146,6 +159,11 @@ class Pool:
             self._close_soon(client)
         while self._closing:
             await finish(asyncio.wait(set(self._closing)))
+
+
+def _seen(task: asyncio.Task[Client]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 async def _closed(client: Client) -> None:

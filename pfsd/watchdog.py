@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from pfsd.errors import PfsdError
-from pfsd.exchange import ConnectionTimedOut, Multiplexer
+from pfsd.exchange import Multiplexer, standstill
 
 #: How often is looked, in a span of silence that is too long.
 LOOKS = 8
@@ -24,6 +24,7 @@ class Watchdog:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._before = (0, 0, 0)
         line.on_request = self._wake
 
     def _wake(self) -> None:
@@ -41,16 +42,16 @@ class Watchdog:
         self._timer = self._loop.call_later(self._seconds / LOOKS, self._look)
 
     def _look(self) -> None:
-        self._timer = None
         if not self._line.running:
+            self._timer = None
             return
         now = self._loop.time()
         slept = now - self._looked > 2 * self._seconds / LOOKS
         if self._has_moved() or slept or self._line.held_up:
             self._begin_silence()
         elif now - self._since >= self._seconds:
-            words = f"the daemon has not moved a byte for {self._seconds:g} seconds, nor answered a ping"
-            self._line.give_up(ConnectionTimedOut(words))
+            self._timer = None
+            self._line.give_up(standstill(self._seconds))
             return
         elif not self._asked and now - self._since >= self._seconds / 2:
             self._asked = True
@@ -65,6 +66,5 @@ class Watchdog:
         """
         line = self._line
         now = (line.received, line.sent, line.queued)
-        received, sent, queued = getattr(self, "_before", now)
-        self._before = now
+        (received, sent, queued), self._before = self._before, now
         return line.received != received or (queued > 0 and line.sent != sent)
