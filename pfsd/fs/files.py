@@ -40,8 +40,8 @@ class PfsFile(AbstractBufferedFile):
 
     What is read is the version that was there when it was opened: when it is replaced or deleted meanwhile, reading
     on is OSError with ESTALE. What is written shows at `close`, or when the transaction ends that it belongs to; in a
-    `with` that an exception leaves, and at the end of the program, it is discarded. A file that is dropped is closed, as
-    fsspec relies on (of what it compresses, it drops the file below).
+    `with` that an exception leaves, and at the end of the program, it is discarded. A file that is dropped is closed: fsspec relies
+    on that, as it drops the file below what it compresses.
     """
 
     fs: PfsFileSystem
