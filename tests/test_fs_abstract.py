@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,10 +13,18 @@ abstract = pytest.importorskip("fsspec.tests.abstract", reason="fsspec is not in
 from pfsd.fs import PfsFileSystem  # noqa: E402
 
 
+@pytest.fixture(scope="module")
+def hasty_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon for all tests, which store some two thousand files that need not be on the disk."""
+    with Daemon(tmp_path_factory.mktemp("suite"), durability="none") as daemon:
+        daemon.start()
+        yield daemon
+
+
 class PfsFixtures(abstract.AbstractFixtures):  # type: ignore[misc]
     @pytest.fixture
-    def fs(self, shared_daemon: Daemon) -> PfsFileSystem:
-        return PfsFileSystem("127.0.0.1", shared_daemon.port)
+    def fs(self, hasty_daemon: Daemon) -> PfsFileSystem:
+        return PfsFileSystem("127.0.0.1", hasty_daemon.port)
 
     @pytest.fixture
     def fs_path(self) -> str:

@@ -39,10 +39,16 @@ class PfsFile(AbstractBufferedFile):
     """A file of a daemon, opened to be read (`rb`) or to be written as a whole (`wb`, `xb`).
 
     What is read is the version that was there when it was opened: when it is replaced or deleted meanwhile, reading
-    on is OSError with ESTALE. What is written shows at `close`, or when the transaction ends that it belongs to; in a
-    `with` that an exception leaves, and at the end of the program, it is discarded. A file that is dropped is closed,
-    as fsspec relies on (of what it compresses, it drops the file below).
+    on is OSError with ESTALE.
+
+    What is written shows at `close`, or when the transaction ends that it belongs to; in a `with` that an exception
+    leaves, and at the end of the program, it is discarded. A file that is dropped is closed: fsspec relies on that, as
+    it drops the file below what it compresses.
     """
+
+    #: Bytes read ahead, and written at once. A daemon reads whole parts of about this size; more would be read in vain
+    #: by who takes a column here and there.
+    DEFAULT_BLOCK_SIZE = 1 << 20
 
     fs: PfsFileSystem
 
