@@ -89,9 +89,12 @@ class Activity:
     def end(self, command: Command, outcome: str) -> None:
         """It is over; `outcome` is OK or the word of its error."""
         del self._running[command.id]
-        self._bytes_in += command.moved if command.verb in _IN else 0
-        self._bytes_out += command.moved if command.verb in _OUT else 0
-        self._ended[command.verb if command.verb in VERBS else INVALID, outcome] += 1
+        verb = command.request.verb
+        if verb in _IN:
+            self._bytes_in += command.moved
+        elif verb in _OUT:
+            self._bytes_out += command.moved
+        self._ended[verb if verb in VERBS else INVALID, outcome] += 1
 
     # --- for who looks ---
 

@@ -285,6 +285,17 @@ def test_without_the_package_metrics_name_the_extra(tmp_path: Path) -> None:
         assert ask(daemon, "/").status == 200
 
 
+def test_no_look_but_at_files_walks_through_them(tmp_path: Path) -> None:
+    with Daemon(tmp_path, http="127.0.0.1:0", verify_every=0) as daemon:
+        walks = " = ".join(f"r.Registry.{name}" for name in ("files_after", "parts", "runs"))
+        daemon.prelude = f"import pfsd.registry as r\n{walks} = None"
+        daemon.start()
+        put(daemon, b"one", b"x")
+        for path in ("/metrics", "/status.json", "/readyz"):
+            assert ask(daemon, path).status == 200
+        assert ask(daemon, "/files.json").status == 500, "this one does"
+
+
 def test_the_dashboard_asks_for_metrics_that_there_are(daemon: Daemon) -> None:
     put(daemon, b"for-the-dashboard", b"x")
     there = {name for name, _ in samples(ask(daemon, "/metrics").body.decode())}
