@@ -148,9 +148,10 @@ class Shell:
         while not (end := re.search(rb"\n%b (\d+) (.*)\n" % self._end.encode(), received)):
             ready, _, _ = select.select([self._output], [], [], max(0.0, until - time.monotonic()))
             assert ready, f"this does not end: {script}\n{received.decode('utf-8', 'replace')}"
-            piece = os.read(self._output, 1 << 16)
-            assert piece, f"the shell has ended: {script}\n{received.decode('utf-8', 'replace')}"
-            received += piece
+            try:
+                received += os.read(self._output, 1 << 16)
+            except OSError:  # nobody has the terminal any more
+                raise AssertionError(f"the shell has ended: {script}\n{received.decode('utf-8', 'replace')}") from None
         return Done(received[: end.start()].decode("utf-8", "replace"), int(end[1]), end[2].decode())
 
     def close(self) -> None:
