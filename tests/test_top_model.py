@@ -33,7 +33,7 @@ def test_counters_that_a_daemon_lacks_are_nothing() -> None:
     assert recorder.add(look(2)).now == Rates(2, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("again", [look(100, 30, pid=2), look(3, 30)], ids=["other pid", "younger"])
+@pytest.mark.parametrize("again", [look(100, 30, pid=2), look(100, 30, uptime=3)], ids=["other pid", "younger"])
 def test_a_daemon_that_was_restarted_begins_anew(again: Sample) -> None:
     recorder = Recorder()
     recorder.add(look(50, 10, bytes_in=1000))
