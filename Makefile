@@ -4,14 +4,21 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test test-faults soak fuzz check format bench clean
+.PHONY: run dist test pytest test-all test-faults soak fuzz check format bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
 	@$(BIN)/python client.py --spawn
 
-test: $(VENV)/ready-dev check
-	@$(BIN)/python -m pytest
+test: check pytest
+
+pytest: $(VENV)/ready-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+# All tests with each Python that is supported and found, each in a virtual environment of its own (.venv-3.X).
+# VERSIONS=3.14 is one of them; ARGS go to pytest.
+test-all:
+	@$(PYTHON) -m tests.matrix "$(VERSIONS)" $(ARGS)
 
 # Crashes, broken disks and abuse, many times over: some 20 minutes. As root all of it runs; what cannot is skipped with
 # its reason.
@@ -38,8 +45,13 @@ format: $(VENV)/ready-dev
 bench: $(VENV)/ready-bench
 	@$(BIN)/python bench/run.py $(ARGS)
 
+# A source distribution and a wheel, in dist/.
+dist: $(VENV)/ready-dev
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation >&2
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pfsd needs Python 3.11 or newer")'

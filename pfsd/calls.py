@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfsd import protocol
+from pfsd.activity import Activity, Command
 from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
@@ -37,6 +38,9 @@ class Service:
     max_clients: int
     shut_down: Callable[[], Awaitable[None]]
     state: Callable[[], str]
+    #: Bytes that the disk of the store has left, if that is known.
+    free: Callable[[], int | None]
+    activity: Activity = field(default_factory=Activity)
     started: float = field(default_factory=time.monotonic)
     sessions: set[Any] = field(default_factory=set)
     #: Requests at work; those that wait for their turn are not among them.
@@ -150,6 +154,7 @@ class Call:
     feed: Feed | None  # of an upload
     content: Content | None  # of a small upload that had come whole
     access: Access
+    command: Command
 
     @property
     def engine(self) -> Engine:

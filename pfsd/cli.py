@@ -301,8 +301,27 @@ def _client_parser() -> argparse.ArgumentParser:
     parser.add_argument("--spawn", action="store_true", help="start a daemon if none answers")
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="its configuration")
     parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
-    console.add_commands(parser, [shared(argparse.SUPPRESS)])
+    commands = console.add_commands(parser, [shared(argparse.SUPPRESS)])
+    top = commands.add_parser(
+        "top",
+        help="watch the daemon work",
+        description="Watch the daemon work, live on a terminal (extra pfsd[tui]); otherwise once, as text.",
+        parents=[shared(argparse.SUPPRESS)],
+    )
+    top.add_argument("--once", action="store_true", help="print one snapshot")
+    top.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between looks (%(default)g)")
+    top.set_defaults(command="top")
     return parser
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("must be 0.1 to 3600 seconds")
+    return seconds
 
 
 def _token(path: Path | None) -> str | None:
@@ -341,6 +360,10 @@ async def _client(arguments: argparse.Namespace, token: str | None) -> int:
 
         address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet, arguments.ca)
     connect = partial(Client.connect, address, token, ca=arguments.ca)
+    if getattr(arguments, "command", None) == "top":
+        from pfsd.top import run as top
+
+        return await top.run(connect, address, interval=arguments.interval, once=arguments.once, as_json=arguments.json)
     async with await connect() as client:
         if hasattr(arguments, "run"):
             return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))

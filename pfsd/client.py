@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import re
 import ssl
@@ -32,7 +33,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from pfsd import protocol, results
 from pfsd.aio import finish
 from pfsd.errors import Corrupt, Partial, PfsdError, UsageError
-from pfsd.exchange import CLOSE_SECONDS, Buffer, CannotConnect, ConnectionLost, Exchange, Multiplexer
+from pfsd.exchange import (
+    CLOSE_SECONDS,
+    Buffer,
+    CannotConnect,
+    ConnectionLost,
+    ConnectTimedOut,
+    Exchange,
+    Multiplexer,
+)
 from pfsd.protocol import MAX_FRAME, Reply, Value, Word
 from pfsd.results import (
     BadPart,
@@ -51,6 +60,7 @@ from pfsd.results import (
     VerifyReport,
 )
 from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, write_all
+from pfsd.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pfsd import bulk
@@ -103,7 +113,15 @@ CONNECT_SECONDS = 10.0
 class Client:
     """A connection to a daemon; an async context manager that closes it."""
 
-    def __init__(self, line: Multiplexer, address: str, token: str | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        line: Multiplexer,
+        address: str,
+        token: str | None,
+        tls: ssl.SSLContext | None,
+        timeout: float | None = None,
+    ) -> None:
+        self._timeout = timeout
         self._line = line
         self._address = address
         self._token = token
@@ -111,18 +129,30 @@ class Client:
 
     @classmethod
     async def connect(
-        cls, address: str = DEFAULT_ADDRESS, token: str | None = None, *, ca: str | os.PathLike[str] | None = None
+        cls,
+        address: str = DEFAULT_ADDRESS,
+        token: str | None = None,
+        *,
+        ca: str | os.PathLike[str] | None = None,
+        connect_timeout: float = CONNECT_SECONDS,
+        timeout: float | None = None,
     ) -> Client:
         """Connect to HOST:PORT, [IPV6]:PORT, unix:PATH, or tls://HOST:PORT, and show the token if there is one.
 
         With tls:// the daemon must have a certificate for HOST. `ca` is a PEM file with the certificates that vouch
         for it, which may be its own; without, those this machine trusts do.
 
+        With a `timeout` everything that runs ends in ConnectionTimedOut when the daemon owes answers and not a byte
+        has moved for so many seconds, not even the answer to a ping: what takes long is no reason.
+
         Raises UsageError for an address of another form or a `ca` that is none, CannotConnect when nobody answers
-        or the certificate is not trusted, AuthError.
+        (ConnectTimedOut within `connect_timeout` seconds) or the certificate is not trusted, AuthError.
         """
         tls = _tls_context(ca) if address.startswith(TLS) else None
-        client = cls(await _open(address, tls), address, token, tls)
+        line = await _open(address, tls, connect_timeout)
+        if timeout is not None:
+            Watchdog(line, timeout)
+        client = cls(line, address, token, tls, timeout)
         try:
             if token is not None:
                 await client._ask("auth", [Word(_bytes(token), quoted=True)])
@@ -130,6 +160,21 @@ class Client:
             await client.close()
             raise
         return client
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection works, as far as that can be told without asking the daemon."""
+        return self._line.alive
+
+    @property
+    def idle(self) -> bool:
+        """Whether it works, and nothing runs on it."""
+        return self._line.alive and not self._line.running
+
+    @property
+    def moved(self) -> int:
+        """Bytes that have come and gone so far."""
+        return self._line.received + self._line.sent
 
     async def close(self) -> None:
         """Close the connection; what still runs on it fails with ConnectionLost, uploads store nothing."""
@@ -231,7 +276,7 @@ class Client:
         replace: bool = False,
         resume: bool = False,
         progress: Progress | None = None,
-    ) -> AsyncIterator[Outcome[StoredFile]]:
+    ) -> AsyncGenerator[Outcome[StoredFile], None]:
         """Store regular files, pairs of a path and a name, and yield what became of each as it is known.
 
         For many files or big ones: they travel over a connection of their own, a multiple as fast as by `put`, and
@@ -260,7 +305,7 @@ class Client:
         replace: bool = False,
         sync: bool = False,
         progress: Progress | None = None,
-    ) -> AsyncIterator[Outcome[Retrieved]]:
+    ) -> AsyncGenerator[Outcome[Retrieved], None]:
         """Write files to paths below a directory, and yield what became of each as it is known.
 
         `files` are pairs of a file and a relative path. Directories are made where they are missing; each file
@@ -310,7 +355,7 @@ class Client:
         from pfsd.link import Link
 
         token = None if self._token is None else _bytes(self._token)
-        return partial(Link, parse_address(self._address), token, self._tls)
+        return partial(Link, parse_address(self._address), token, self._tls, self._timeout)
 
     def get(self, file: FileRef, *, offset: int = 0, length: int | None = None, zero_damage: bool = False) -> Download:
         """The content of a file, or of a range of it, which is cut short where the file ends.
@@ -387,7 +432,7 @@ class Client:
 
     # --- look and change ---
 
-    async def list(self, pattern: Name | None = None) -> AsyncIterator[FileInfo]:
+    async def list(self, pattern: Name | None = None) -> AsyncGenerator[FileInfo, None]:
         """The files whose names match a glob, or all, by id."""
         words = () if pattern is None else (Word(_bytes(pattern), quoted=True),)
         exchange = self._line.start("list", words)
@@ -525,7 +570,10 @@ class Download:
 
     async def read(self) -> bytes:
         """All of the content that has not been taken yet."""
-        return b"".join([piece async for piece in self])
+        content = io.BytesIO()  # in which pieces go as they come; a list would hold all of them beside the result
+        async for piece in self:
+            content.write(piece)
+        return content.getvalue()
 
     async def aclose(self) -> None:
         """Take no more."""
@@ -662,18 +710,18 @@ def _tls_context(ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
         raise UsageError(f"{ca} must hold the certificates to trust, but it {error}") from None
 
 
-async def _open(address: str, tls: ssl.SSLContext | None) -> Multiplexer:
+async def _open(address: str, tls: ssl.SSLContext | None, seconds: float) -> Multiplexer:
     where = parse_address(address)
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(CONNECT_SECONDS):
+        async with asyncio.timeout(seconds):
             if isinstance(where, Path):
                 _, line = await loop.create_unix_connection(Multiplexer, str(where))
             else:
                 host = where[0] if tls is not None else None
                 _, line = await loop.create_connection(Multiplexer, *where, ssl=tls, server_hostname=host)
     except TimeoutError:
-        raise CannotConnect(f"{address} does not answer") from None
+        raise ConnectTimedOut(f"{address} does not answer within {seconds:g} seconds") from None
     except UnicodeError:  # of the codec for names of hosts
         raise UsageError(f"{protocol.show(_bytes(address))} has no name of a host") from None
     except OSError as error:

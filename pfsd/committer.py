@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TypeVar
 
 from pfsd.aio import finish
 from pfsd.errors import Internal, IoError, NoSpace, RequestError, StorageFailed, from_os_error
+from pfsd.histogram import Histogram
 from pfsd.journal import Journal
 from pfsd.records import Delete, Drop, Parts, Put, Ready, Record, Removed, encode
 from pfsd.registry import Registry, Snapshot
@@ -30,6 +32,8 @@ Result = TypeVar("Result")
 COMPACT_ABOVE_BYTES = 1 << 20
 #: Bytes of records made at one go while compacting, or one record: about a millisecond, for which everyone waits.
 SNAPSHOT_BYTES = 32 << 10
+#: Seconds of an append with its sync: from memory, over flash and disks, to a network that is slow.
+COMMIT_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Committer:
         self.records = 0
         #: Compactions finished since the start.
         self.compactions = 0
+        #: How long appends took, with their syncs.
+        self.times = Histogram(COMMIT_BOUNDS)
         self._journal = journal
         self._registry = registry
         self._on_full = on_full
@@ -209,7 +215,9 @@ class Committer:
     async def _append(self, batch: list[_Group]) -> None:
         objects = [encoded for group in batch for encoded in group.objects]
         if objects:
+            began = time.perf_counter()
             await self._in(self._thread, self._journal.append, objects)
+            self.times.note(time.perf_counter() - began)
             self.records += len(objects)
 
     def _apply(self, batch: list[_Group]) -> None:

@@ -28,7 +28,7 @@ import yaml
 
 from pfsd import codecs, coding, kinds
 from pfsd.errors import ConfigError
-from pfsd.kinds import KIB, MIB, TIB, Listener, UnixAddress, format_size, printable, show
+from pfsd.kinds import KIB, MIB, TIB, Address, Listener, UnixAddress, format_size, printable, show
 from pfsd.verbs import BEFORE_AUTH, VERBS
 
 #: Bytes of `memory` kept for what the daemon holds besides the slab: socket buffers and journal batches.
@@ -66,6 +66,8 @@ class Config:
     """All settings, checked. Paths are absolute, sizes are bytes, times are seconds."""
 
     listen: tuple[Listener, ...] = _key("127.0.0.1:7373", kinds.listeners(VERBS, BEFORE_AUTH), is_list=True)
+    #: None is nowhere.
+    http: Address | None = _key(None, kinds.optional_address)
     path: Path = _key("store", kinds.path)
     #: `auto` is already worked out.
     processes: int = _key("auto", kinds.processes)
@@ -103,6 +105,11 @@ class Config:
         overhead = worker_overhead(self.codec, self.level, self.part_size)
         left = self.memory - self.processes * overhead - DAEMON_RESERVE
         return left // SLAB_UNIT * SLAB_UNIT
+
+    @property
+    def http_tls(self) -> bool:
+        """Whether TLS is spoken where HTTP is."""
+        return self.tls_cert is not None and not isinstance(self.http, UnixAddress)
 
     @property
     def run_parts(self) -> int:
@@ -218,6 +225,12 @@ def _check_exposure(asked: _Asked, values: dict[str, Any]) -> None:
                 f"{listener.address} can be reached from other machines: set token or token_file, "
                 "or listen on 127.0.0.1, [::1], localhost or unix:PATH",
             )
+    if values["http"] is not None and not values["http"].is_local:
+        raise asked.refuse(
+            "http",
+            f"{values['http']} can be reached from other machines: set token or token_file, "
+            "or take 127.0.0.1, [::1], localhost or unix:PATH",
+        )
 
 
 def _settle_tls(asked: _Asked, values: dict[str, Any]) -> None:
@@ -263,12 +276,14 @@ def _warnings(path: Path, asked: _Asked, values: dict[str, Any]) -> Iterator[str
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if asked.in_file("token") and values["token"] is not None and mode & _OPEN:
         yield f"{printable(str(path))} holds the token and is open to others (mode {mode:04o}): chmod 600 the file"
-    for listener in values["listen"]:
-        if not listener.address.is_local and not listener.tls:
-            yield (
-                f"{listener.address} can be reached from other machines, and token and files go there in plain text: "
-                "set tls_cert and tls_key, or use a tunnel"
-            )
+    exposed = [listener.address for listener in values["listen"] if not listener.address.is_local and not listener.tls]
+    if values["http"] is not None and not values["http"].is_local and values["tls_cert"] is None:
+        exposed.append(values["http"])
+    for address in exposed:
+        yield (
+            f"{address} can be reached from other machines, and token and files go there in plain text: "
+            "set tls_cert and tls_key, or use a tunnel"
+        )
 
 
 def _settle_processes(asked: _Asked, values: dict[str, Any]) -> None:

@@ -370,3 +370,29 @@ class Connection(asyncio.BufferedProtocol):
             # Linger 0 makes the close a reset, so that the peer cannot take a cut for the end.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
         self.transport.abort()
+
+
+class Accepted(Connection):
+    """A connection that is among the arriving ones until it is made, which it reports, or lost."""
+
+    def __init__(
+        self,
+        idle_seconds: float,
+        line_seconds: float,
+        arriving: set[asyncio.BufferedProtocol],
+        made: Callable[[Connection], None],
+    ) -> None:
+        super().__init__(idle_seconds, line_seconds)
+        self._arriving = arriving
+        self._made = made
+        arriving.add(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.set_keepalive()
+        self._arriving.discard(self)
+        self._made(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arriving.discard(self)
+        super().connection_lost(exc)

@@ -17,14 +17,13 @@ import ssl
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-
-import uvloop
+from typing import NamedTuple
 
 from pfsd import certificates, coding, disk, records, stores, work
 from pfsd.budget import MemoryBudget
@@ -35,7 +34,7 @@ from pfsd.commands.reclaim import Reclaimer
 from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
 from pfsd.config import Config
-from pfsd.connection import Connection
+from pfsd.connection import Accepted, Connection
 from pfsd.errors import (
     Busy,
     CannotListen,
@@ -51,13 +50,16 @@ from pfsd.errors import (
 from pfsd.guesses import Tokens
 from pfsd.journal import Journal
 from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
-from pfsd.listening import Acceptor, open_sockets
+from pfsd.listening import Acceptor, in_a_line, in_silence, open_sockets
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import File, Registry
 from pfsd.session import Session
 from pfsd.spare import Spare
 from pfsd.tls import TlsTransport
+from pfsd.web.server import MAX_CONNECTIONS, Server, in_http
+from pfsd.web.server import PLAIN_ON_TLS as HTTP_ON_TLS
+from pfsd.web.site import Site
 from pfsd.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -76,9 +78,28 @@ PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text
 
 def main(config: Config) -> int:
     """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
-    factory = uvloop.new_event_loop if config.loop == "uvloop" else asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
         return runner.run(Daemon(config).run())
+
+
+class _Way(NamedTuple):
+    """A way in: what is said of it when it is open, who cannot stay, what is made of others."""
+
+    word: str
+    address: Address
+    refusal: Callable[[socket.socket], RequestError | None]
+    make: Callable[[], asyncio.BufferedProtocol]
+    tell: Callable[[RequestError], bytes]
+
+
+def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    if loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop
+    except ImportError as error:
+        raise ConfigError(f"loop: uvloop cannot be imported ({error}); `loop: asyncio` needs nothing") from error
+    return uvloop.new_event_loop
 
 
 class Daemon:
@@ -91,6 +112,8 @@ class Daemon:
         self._stop_task: asyncio.Task[None] | None = None
         self._exit_code = 0
         self._acceptors: list[Acceptor] = []
+        self._web: Server | None = None
+        self._web_acceptors: list[Acceptor] = []  # open until the end: they tell that the daemon stops
         self._arriving: set[asyncio.BufferedProtocol] = set()  # taken, but not made yet
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -200,9 +223,10 @@ class Daemon:
             allow_exit=config.allow_exit,
             idle_seconds=config.idle_timeout,
             line_seconds=config.line_timeout,
-            max_clients=_descriptor_limit(config.max_clients),
+            max_clients=_descriptor_limit(config.max_clients, MAX_CONNECTIONS if config.http else 0),
             shut_down=self.shut_down,
             state=self._state,
+            free=self._spare.free,
         )
 
     async def _tidy(self) -> None:
@@ -238,31 +262,50 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
-        by_listener = []
-        for listener in self._config.listen:
-            address, make = listener.address, partial(self._make_connection, listener)
-            if listener.tls:
-                make = partial(self._make_tls, listener, self._tls_context())
-            if isinstance(address, UnixAddress):
-                _remove_stale_socket(address.path)
+        opened = []
+        for way in self._ways():
+            if isinstance(way.address, UnixAddress):
+                _remove_stale_socket(way.address.path)
             try:
-                by_listener.append((listener, make, await open_sockets(address)))
+                opened.append((way, await open_sockets(way.address)))
             except OSError as error:
                 words = error.strerror or str(error)
-                raise CannotListen(f"cannot listen on {address}: {words}") from error
-        for listener, make, sockets in by_listener:
+                raise CannotListen(f"cannot listen on {way.address}: {words}") from error
+        for way, sockets in opened:
             for sock in sockets:
-                self._acceptors.append(Acceptor(sock, self._refusal, make, says_why=not listener.tls))
-                print(f"pfsd ready on {_listens_on(sock, listener.address)}", flush=True)
+                acceptor = Acceptor(sock, way.refusal, way.make, tell=way.tell)
+                (self._acceptors if way.word == "ready" else self._web_acceptors).append(acceptor)
+                print(f"pfsd {way.word} on {_listens_on(sock, way.address)}", flush=True)
+
+    def _ways(self) -> Iterator[_Way]:
+        """HTTP first: who has read that the daemon is ready knows all of it."""
+        if self._config.http is not None:
+            yield self._web_way(self._config.http)
+        for listener in self._config.listen:
+            make = partial(self._make_connection, listener)
+            if listener.tls:
+                make_tls = partial(self._make_tls, make, self._arriving.discard, self._tls_context(), PLAIN_ON_TLS)
+                yield _Way("ready", listener.address, self._refusal, make_tls, in_silence)
+            else:
+                yield _Way("ready", listener.address, self._refusal, make, in_a_line)
+
+    def _web_way(self, address: Address) -> _Way:
+        web = self._web = Server(Site(self._service, address))
+
+        def refusal(sock: socket.socket) -> RequestError | None:
+            return web.refusal() or _refuse_others(sock)
+
+        if self._config.http_tls:
+            make = partial(self._make_tls, web.make_connection, web.settled, self._tls_context(), HTTP_ON_TLS)
+            return _Way("http", address, refusal, make, in_silence)
+        return _Way("http", address, refusal, web.make_connection, in_http)
 
     def _refusal(self, sock: socket.socket) -> RequestError | None:
         """Why a newcomer cannot stay, if it cannot."""
         service = self._service
         if len(service.sessions) + len(self._arriving) >= service.max_clients:
             return Busy(f"{service.max_clients} clients are connected already; try again later")
-        if not _same_user(sock):
-            return Denied("this socket is for processes of its own user only")
-        return None
+        return _refuse_others(sock)
 
     def _tls_context(self) -> ssl.SSLContext:
         certificate, key = self._config.tls_cert, self._config.tls_key
@@ -272,16 +315,20 @@ class Daemon:
         except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
             raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
 
-    def _make_connection(self, listener: Listener) -> asyncio.BufferedProtocol:
+    def _make_connection(self, listener: Listener) -> Accepted:
         config = self._config
-        return _Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+        return Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
 
-    def _make_tls(self, listener: Listener, context: ssl.SSLContext) -> asyncio.BufferedProtocol:
-        """As `_make_connection`, with TLS below; until its handshake is done, or given up, a client is arriving."""
-        above = self._make_connection(listener)
-        return TlsTransport(
-            context, above, self._config.line_timeout, PLAIN_ON_TLS, settled=lambda _: self._arriving.discard(above)
-        )
+    def _make_tls(
+        self,
+        make: Callable[[], Accepted],
+        settle: Callable[[Accepted], object],
+        context: ssl.SSLContext,
+        refusal: bytes,
+    ) -> asyncio.BufferedProtocol:
+        """A connection with TLS below; until its handshake is done, or given up, a client is arriving."""
+        above = make()
+        return TlsTransport(context, above, self._config.line_timeout, refusal, settled=lambda _: settle(above))
 
     def _serve(self, listener: Listener, connection: Connection) -> None:
         """A client has connected."""
@@ -388,44 +435,23 @@ class Daemon:
             await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
         for task in self._connections:
             task.cancel()
-        for listener in self._config.listen:
-            if isinstance(listener.address, UnixAddress):
+        for acceptor in self._web_acceptors:
+            acceptor.close()
+        if self._web is not None:
+            await self._web.close()
+        for address in [self._config.http, *(listener.address for listener in self._config.listen)]:
+            if isinstance(address, UnixAddress):
                 with suppress(OSError):
-                    listener.address.path.unlink()
+                    address.path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
 
-class _Accepted(Connection):
-    """A connection that is among the arriving ones until it is made, which it reports, or lost."""
-
-    def __init__(
-        self,
-        idle_seconds: float,
-        line_seconds: float,
-        arriving: set[asyncio.BufferedProtocol],
-        made: Callable[[Connection], None],
-    ) -> None:
-        super().__init__(idle_seconds, line_seconds)
-        self._arriving = arriving
-        self._made = made
-        arriving.add(self)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.set_keepalive()
-        self._arriving.discard(self)
-        self._made(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._arriving.discard(self)
-        super().connection_lost(exc)
-
-
-def _descriptor_limit(max_clients: int) -> int:
-    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own."""
+def _descriptor_limit(max_clients: int, others: int) -> int:
+    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own, beside
+    `others` that have none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS
+    taken = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS + others
     wanted = taken + 2 * max_clients
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -455,6 +481,10 @@ def _remove_stale_socket(path: Path) -> None:
             path.unlink()
             return
     raise CannotListen(f"cannot listen on unix:{path}: another program does")
+
+
+def _refuse_others(sock: socket.socket) -> RequestError | None:
+    return None if _same_user(sock) else Denied("this socket is for processes of its own user only")
 
 
 def _same_user(sock: socket.socket) -> bool:

@@ -11,8 +11,9 @@ bound (about their length on the wire): a loop over a long `list` may use the sa
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 from pfsd import protocol
@@ -43,6 +44,29 @@ class CannotConnect(ConnectionLost):
     """No daemon answers at the address."""
 
     code = "cannot-connect"
+
+
+class TimedOut(PfsdError):
+    """Nothing moved for as long as the caller was ready to wait."""
+
+    code = "timed-out"
+
+
+class ConnectionTimedOut(ConnectionLost, TimedOut):
+    """The daemon, or the way to it, stands still; what was running there is unknown."""
+
+    code = "timed-out"
+
+
+def standstill(seconds: float) -> ConnectionTimedOut:
+    """The error for a daemon that has kept still for so long."""
+    return ConnectionTimedOut(f"the daemon has not moved a byte for {seconds:g} seconds, nor answered a ping")
+
+
+class ConnectTimedOut(CannotConnect, TimedOut):
+    """Whoever has the address lets a newcomer wait."""
+
+    code = "timed-out"
 
 
 class Exchange:
@@ -176,6 +200,11 @@ class Multiplexer(asyncio.BufferedProtocol):
         self._reason: PfsdError | None = None  # why no exchange can go on
         self._gone: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport
+        self._written = 0
+        #: Bytes received so far.
+        self.received = 0
+        #: Called with each request that is sent.
+        self.on_request: Callable[[], None] = lambda: None
 
     # --- requests ---
 
@@ -193,12 +222,52 @@ class Multiplexer(asyncio.BufferedProtocol):
         self.check()
         self._exchanges[tag] = exchange
         self.write(line, content)
+        self.on_request()
         return exchange
 
     def check(self) -> None:
         """Raise ConnectionLost, or what the daemon said, when the connection cannot be used any more."""
         if self._reason is not None:
             raise self._reason
+
+    @property
+    def queued(self) -> int:
+        """Bytes to be sent for which the system has no room yet."""
+        return self._transport.get_write_buffer_size()
+
+    @property
+    def sent(self) -> int:
+        """Bytes that the system has taken so far."""
+        return self._written - self.queued
+
+    @property
+    def running(self) -> bool:
+        """Whether the daemon owes answers."""
+        return bool(self._exchanges)
+
+    @property
+    def held_up(self) -> bool:
+        """Whether nothing is received, since someone here does not take what has come."""
+        return bool(self._blocked)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection can be used, as far as that can be told without asking the daemon.
+
+        Where nothing runs nothing can come but the end, of which the loop may not have heard yet: so ask the system.
+        """
+        if self._reason is not None or self._transport.is_closing():
+            return False
+        if self._exchanges:
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def give_up(self, reason: PfsdError) -> None:
+        """End all that runs with an error, and the connection."""
+        self._fail(reason)
+        self._transport.abort()
 
     async def close(self) -> None:
         """Send what is queued and close; what is running is given up."""
@@ -217,6 +286,7 @@ class Multiplexer(asyncio.BufferedProtocol):
         """Queue bytes that must stay together."""
         if self._reason is not None:
             return
+        self._written += len(line) + len(content)
         if len(content) <= MAX_LINE:
             self._transport.write(line + content)
         else:
@@ -272,6 +342,7 @@ class Multiplexer(asyncio.BufferedProtocol):
         return memoryview(self._lines)[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.received += nbytes
         if self._frame is not None:
             self._filled += nbytes
             self._end_frame()

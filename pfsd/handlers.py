@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from contextlib import suppress
 
 import pfsd
-from pfsd import protocol
+from pfsd import facts, protocol
 from pfsd.calls import Answer, Call, Feed, Handler, current_task
 from pfsd.commands import files, get, put, resume, verify
 from pfsd.commands.engine import FileRef, Progress
@@ -43,7 +42,7 @@ class _Progress:
         self._shower: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Progress:
-        progress = Progress()
+        progress = self._call.command.progress
         seconds = self._call.request.number("progress")
         if seconds is not None:
             if not 1 <= seconds <= 3600:
@@ -173,7 +172,8 @@ async def _cat(call: Call) -> None:
 
     offset, length = call.request.number("offset"), call.request.number("length")
     try:
-        await get.stream(call.engine, _file_ref(call.request.words[0]), offset, length, send, False, Progress(), Flow())
+        ref = _file_ref(call.request.words[0])
+        await get.stream(call.engine, ref, offset, length, send, False, call.command.progress, Flow())
     except (Exception, asyncio.CancelledError):
         if not begun:
             raise
@@ -261,40 +261,18 @@ async def _verify(call: Call) -> None:
 
 
 async def _stats(call: Call) -> None:
-    engine, registry = call.engine, call.engine.registry
-    facts: dict[str, Value] = {
-        "version": pfsd.__version__,
-        "state": call.service.state(),
-        "uptime": int(time.monotonic() - call.service.started),
-        "files": registry.files_ready,
-        "parts": registry.parts_ready,
-        "size": registry.size,
-        "stored": registry.stored,
-        "waste": call.service.reclaimer.waste,
-        "packs_copied": call.service.reclaimer.copied,
-        "reclaimed": call.service.reclaimer.freed,
-        "verify_every": f"{call.service.scrubber.every / 86_400:g}",
-        "verified_oldest": call.service.scrubber.oldest,
-        "verified_parts": call.service.scrubber.parts,
-        "bad_parts": registry.known_bad,
-        "memory_limit": engine.budget.limit,
-        "memory_used": engine.budget.used,
-        "memory_peak": engine.budget.peak,
-        **engine.coding.facts,
-        "processes": len(engine.workers),
-        "processes_busy": engine.workers.busy,
-        "processes_replaced": engine.workers.replaced,
-        "clients": len(call.service.sessions),
-        "max_clients": call.service.max_clients,
-        "requests": len(call.service.running),
-        "journal_bytes": engine.committer.journal_size,
-        "journal_syncs": engine.committer.syncs,
-        "journal_records": engine.committer.records,
-        "pid": os.getpid(),
-    }
-    for key, value in facts.items():
+    for key, value in facts.stats(call.service).items():
         await call.answer.row("STAT", **{key: value})
     await call.answer.ok("stats")
+
+
+async def _ps(call: Call) -> None:
+    commands, slots = list(call.service.activity.running()), call.engine.workers.slots()
+    now = time.monotonic()
+    lines = [call.answer.line("COMMAND", **facts.command(command, call.engine.registry, now)) for command in commands]
+    lines += [call.answer.line("WORKER", **facts.slot(slot, now)) for slot in slots]
+    await call.answer.rows(b"".join(lines))
+    await call.answer.ok("ps", commands=len(commands), workers=len(slots))
 
 
 async def _ping(call: Call) -> None:
@@ -377,6 +355,7 @@ HANDLERS: dict[str, Handler] = {
     "rename": _rename,
     "verify": _verify,
     "stats": _stats,
+    "ps": _ps,
     "ping": _ping,
     "hello": _hello,
     "auth": _auth,

@@ -149,6 +149,17 @@ def format_size(size: int) -> str:
 Parser = Callable[[object, Path], Any]
 
 
+def optional_address(value: object, base: Path) -> Address | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{_ADDRESS_RULE}, or null")
+    try:
+        return parse_address(value, base)
+    except ValueError as error:
+        raise ValueError(f"{error}, or null") from None
+
+
 def listeners(verbs: Collection[str], always: Collection[str]) -> Parser:
     """Addresses, and mappings of one with what is allowed there: some `verbs`, beside those that `always` are."""
 

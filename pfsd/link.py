@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pfsd import protocol
-from pfsd.exchange import Buffer, CannotConnect, ConnectionLost
+from pfsd.exchange import Buffer, CannotConnect, ConnectionLost, standstill
 from pfsd.protocol import MAX_UNTERMINATED, Word
 
 #: Room for what is received: several frames of small files, and still in a core's cache.
@@ -31,8 +31,18 @@ _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class Link:
     """A connection for one thread: lines and content out of one buffer, sending that never blocks receiving."""
 
-    def __init__(self, where: Address, token: bytes | None, tls: ssl.SSLContext | None = None) -> None:
-        """Connect, with TLS if there is a context for it, and show the token. Raises CannotConnect, AuthError."""
+    def __init__(
+        self,
+        where: Address,
+        token: bytes | None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Connect, with TLS if there is a context for it, and show the token. Raises CannotConnect, AuthError.
+
+        With `timeout`, ConnectionTimedOut ends what waits when for so many seconds no byte moves, not even for a ping.
+        """
+        self._timeout = timeout
         self._socket = _connect(where, tls)
         self._view = memoryview(bytearray(ROOM))
         self._begin = self._end = 0  # of what was received and not taken
@@ -131,9 +141,25 @@ class Link:
                 pass
         received()
 
-    def _wait(self, events: int) -> int:
+    def _wait(self, events: int, ask: bool = False) -> int:
+        """Wait for the socket; with `ask`, where a request may be sent, a ping makes a silent daemon speak."""
         self._poll.register(self._socket, events)
-        return self._poll.poll()[0][1]
+        if self._timeout is None:
+            return self._poll.poll()[0][1]
+        half = self._timeout * 500  # in milliseconds
+        ready = self._poll.poll(half)
+        if not ready:
+            if ask:
+                self._ask()
+            ready = self._poll.poll(half)
+        if not ready:
+            raise standstill(self._timeout)
+        return ready[0][1]
+
+    def _ask(self) -> None:
+        # Its tag is nobody's, so the answer is passed over.
+        with suppress(OSError):
+            self._socket.send(b"@ping ping\n")
 
     # --- receiving ---
 
@@ -146,7 +172,7 @@ class Link:
             except _NOT_NOW:
                 if not wait:
                     return False
-                self._wait(select.POLLIN)
+                self._wait(select.POLLIN, ask=True)
                 continue
             except OSError as error:
                 raise _lost(error) from None

@@ -31,9 +31,19 @@ UNREAD_BYTES = 64 << 10
 _GONE_AGAIN = {errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
 
 
+def in_a_line(error: RequestError) -> bytes:
+    """An error as the line protocol says it."""
+    return format_error(error, None, LF)
+
+
+def in_silence(error: RequestError) -> bytes:
+    """Nothing: TLS is spoken there."""
+    return b""
+
+
 class Acceptor:
     """One listening socket. `refusal` looks at a newcomer and says why it cannot stay; others get a protocol each.
-    Without `says_why` who cannot stay is not told: it would not understand plain text.
+    Who cannot stay is told in the words that `tell` makes of it; none are said to who would not understand plain text.
 
     The `connection_lost` of a protocol is called even if its connection never came to be made.
     """
@@ -44,10 +54,10 @@ class Acceptor:
         refusal: Callable[[socket.socket], RequestError | None],
         make_protocol: Callable[[], asyncio.BufferedProtocol],
         *,
-        says_why: bool = True,
+        tell: Callable[[RequestError], bytes] = in_a_line,
     ) -> None:
         self._sock = sock
-        self._says_why = says_why
+        self._tell = tell
         self._refusal = refusal
         self._make_protocol = make_protocol
         self._welcomes: set[asyncio.Task[None]] = set()
@@ -79,7 +89,7 @@ class Acceptor:
                 self._rest(error)
                 return
             if refusal := self._refusal(sock):
-                _turn_away(sock, format_error(refusal, None, LF) if self._says_why else b"")
+                _turn_away(sock, self._tell(refusal))
                 continue
             task = asyncio.create_task(_welcome(sock, self._make_protocol()))
             self._welcomes.add(task)

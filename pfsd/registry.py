@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter, lt
 from struct import Struct
 from struct import error as StructError
@@ -558,9 +558,14 @@ class Registry:
         """The files being stored: after a replay, those whose put was cut short."""
         return list(self._storing.values())
 
-    def damaged(self) -> list[File]:
-        """The files that have parts known to be bad."""
-        return [file for file in map(self._files.get, self._bad) if file is not None]
+    @property
+    def files_damaged(self) -> int:
+        """How many readable files have parts known to be bad."""
+        return len(self._bad)
+
+    def damaged(self, most: int | None = None) -> list[File]:
+        """The files that have parts known to be bad, or `most` of them."""
+        return [file for file in map(self._files.get, islice(self._bad, most)) if file is not None]
 
     def deleting(self) -> list[File]:
         """The deleted files whose packs have not been reported removed."""

@@ -12,7 +12,8 @@ import logging
 import os
 from contextlib import suppress
 
-from pfsd import protocol
+from pfsd import activity, protocol
+from pfsd.activity import Command
 from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
@@ -43,6 +44,7 @@ class Session:
         self._service = service
         self._connection = connection
         self._number = number
+        self._peer = connection.peer
         self._access = Access(allow, trusted=not service.tokens.needed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._tags: set[bytes] = set()
@@ -258,29 +260,40 @@ class Session:
             await asyncio.wait(before)
         answer = Answer(self._connection, request.tag, request.ending)
         self._service.running.add(current_task())
+        command = self._service.activity.begin(request, self._peer)
+        outcome = activity.OK
         try:
             if request.verb in VERBS:
                 self._allow(request.verb)
-            await handler(self._call(request, answer, feed, content))
-        except ConnectionLost:
-            pass
+            await handler(self._call(request, answer, feed, content, command))
+        except ConnectionLost as error:
+            outcome = error.code
         except RequestError as error:
+            outcome = error.code
             if isinstance(error, Internal):
                 error = _internal(error, request)
             if feed is not None and not feed.upload.done():
                 feed.upload.set_result(None)
             await self._answer_error(error, answer)
         except asyncio.CancelledError:
+            outcome = Cancelled.code
             if not self._connection.lost:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await self._answer_error(Cancelled("the daemon stopped before this was done"), answer)
             raise
         except Exception as error:
+            outcome = Internal.code
             await self._answer_error(_internal(error, request), answer)
+        finally:
+            self._service.activity.end(command, outcome)
 
-    def _call(self, request: Request, answer: Answer, feed: Feed | None, content: Content | None) -> Call:
-        return Call(self._service, self._connection, request, answer, self._number, feed, content, self._access)
+    def _call(
+        self, request: Request, answer: Answer, feed: Feed | None, content: Content | None, command: Command
+    ) -> Call:
+        return Call(
+            self._service, self._connection, request, answer, self._number, feed, content, self._access, command
+        )
 
     async def _answer_error(self, error: RequestError, answer: Answer) -> None:
         with suppress(ConnectionLost):

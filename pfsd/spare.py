@@ -59,6 +59,13 @@ class Spare:
         if not self._is_kept:
             self.keep()
 
+    def free(self) -> int | None:
+        """Bytes that the file system has left for anybody; None when that is not known."""
+        try:
+            return disk.room(self._store).bytes
+        except OSError:
+            return None
+
     def state(self) -> str:
         """`ready`; `full` when nothing more can be stored; `readonly` when nothing can be changed."""
         try:

@@ -79,6 +79,7 @@ VERBS: dict[str, Verb] = {
         "verify big.tar",
     ),
     "stats": _verb("stats", 0, 0, "", "counters: files, sizes, memory, processes, clients", "stats"),
+    "ps": _verb("ps", 0, 0, "", "the commands that are running, and the I/O processes", "ps"),
     "ping": _verb("ping", 0, 0, "", "answers OK", "ping"),
     "hello": _verb("hello [proto=1]", 0, 0, "proto", "version, limits and state of this daemon", "hello proto=1"),
     "auth": _verb("auth TOKEN", 1, 1, "", "show the token of this daemon", "auth correct-horse"),

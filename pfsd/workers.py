@@ -13,9 +13,12 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
-from typing import Any, TypeVar
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
 
 from pfsd import work
 from pfsd.aio import finish
@@ -41,6 +44,19 @@ class _Lost(Exception):
     """The process died or hung under its task."""
 
 
+class SlotState(NamedTuple):
+    """What a slot is doing: `idle`, `busy` with a kind of task since a time of `time.monotonic`, or `down` until a
+    process that died is replaced. `done` counts tasks, `restarts` processes."""
+
+    number: int
+    pid: int | None
+    state: str
+    task: str | None
+    since: float | None
+    done: int
+    restarts: int
+
+
 class _Slot:
     """One process and the executor around it."""
 
@@ -48,6 +64,25 @@ class _Slot:
         self.number = number
         self._make_executor = make_executor
         self.executor = make_executor()
+        self.task: str | None = None
+        self.since: float | None = None
+        self.done = 0
+        self.restarts = 0
+
+    def begin(self, function_name: str) -> None:
+        """A task goes to the process; `function_name` begins with its kind."""
+        self.task, self.since = function_name.partition("_")[0], time.monotonic()
+
+    def end(self) -> None:
+        """The task is over."""
+        self.task = self.since = None
+        self.done += 1
+
+    def state(self) -> SlotState:
+        """What the slot is doing."""
+        pid = next((process.pid for process in self._processes() if not wait([process.sentinel], 0)), None)
+        state = "down" if pid is None else "busy" if self.task else "idle"
+        return SlotState(self.number, pid, state, self.task, self.since, self.done, self.restarts)
 
     def start(self) -> int:
         """Start the process (blocking) and return its pid."""
@@ -58,7 +93,10 @@ class _Slot:
     @property
     def pids(self) -> list[int]:
         """The slot's process, unless it is just being replaced."""
-        return list(self.executor._processes or ())
+        return [process.pid for process in self._processes() if process.pid is not None]
+
+    def _processes(self) -> list[BaseProcess]:
+        return list((self.executor._processes or {}).values())
 
     def replace(self) -> None:
         """Kill the process, wait until it is gone (blocking), and start another.
@@ -75,7 +113,7 @@ class _Slot:
 
     def kill(self) -> None:
         """End the process now (blocking until it is gone)."""
-        processes = list((self.executor._processes or {}).values())
+        processes = self._processes()
         for process in processes:
             process.kill()
         for process in processes:
@@ -101,8 +139,6 @@ class Workers:
         self._queue: FairQueue[asyncio.Future[_Slot]] = FairQueue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped = False
-        #: Processes replaced since the start.
-        self.replaced = 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -116,6 +152,15 @@ class Workers:
     def busy(self) -> int:
         """How many processes have a task."""
         return len(self._slots) - len(self._idle)
+
+    @property
+    def replaced(self) -> int:
+        """Processes replaced since the start."""
+        return sum(slot.restarts for slot in self._slots)
+
+    def slots(self) -> list[SlotState]:
+        """What each process is doing."""
+        return [slot.state() for slot in self._slots]
 
     async def start(self) -> None:
         """Start every process, so that the first request does not pay for it."""
@@ -183,6 +228,7 @@ class Workers:
         self, slot: _Slot, function: work.Task[Result], task: object, attempt: int, cost: int
     ) -> Result | work.Failure:
         executor: Executor = slot.executor
+        slot.begin(function.__name__)
         seconds = self._task_seconds + cost / SLOWEST_BYTES_PER_SECOND
         try:
             self._check_stopped()
@@ -192,7 +238,7 @@ class Workers:
             return await asyncio.wait_for(asyncio.shield(future), seconds)
         except _BROKEN as error:
             self._check_stopped()
-            self.replaced += 1
+            slot.restarts += 1
             log.warning(
                 "I/O process %d %s during %s, attempt %d; it is replaced",
                 slot.number,
@@ -203,6 +249,7 @@ class Workers:
             await self._replace(slot)
             raise _Lost from error
         finally:
+            slot.end()
             self._give_back(slot)
 
     def _check_stopped(self) -> None:

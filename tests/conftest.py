@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from hypothesis import HealthCheck, settings
 
-from tests.harness import Daemon
+from tests.harness import DEFAULTS, Daemon
 from tests.wire import Wire
+
+# Daemons are started by the hundred, and would compile all of pfsd each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# How long an example takes is the machine's affair: it may have much else to do.
+settings.register_profile("pfsd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pfsd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="the event loop of daemons")
     parser.addoption("--faults", choices=["quick", "full"], default="quick", help="how often faults are tried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    DEFAULTS["loop"] = config.getoption("loop")
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -44,6 +60,13 @@ def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with Daemon(tmp_path_factory.mktemp("shared")) as daemon:
         daemon.start()
         yield daemon
+
+
+@pytest.fixture
+def emptied(shared_daemon: Daemon) -> Daemon:
+    """The shared daemon with nothing in it; the test must leave it running, and as it is set."""
+    shared_daemon.empty()
+    return shared_daemon
 
 
 @pytest.fixture

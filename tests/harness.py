@@ -8,6 +8,7 @@ import random
 import re
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,9 +23,11 @@ from typing import IO
 import psutil
 import yaml
 
-from tests.wire import Wire
+from tests.wire import Wire, code, fields
 
 SERVER = Path(__file__).parent.parent / "server.py"
+#: A condition is looked at this often: what is waited for needs the processor, too.
+POLL_SECONDS = 0.005
 #: Far more than a start or a stop takes; a test that needs it has failed.
 PATIENCE_SECONDS = 30.0
 PART = 64 << 10
@@ -54,6 +57,7 @@ class Daemon:
         self.socket_path = home / "socket"
         self.root.mkdir(exist_ok=True)
         self.port = 0
+        self.http_port = 0
         self.ready_lines: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.environ: dict[str, str] = {}
@@ -117,8 +121,8 @@ class Daemon:
         process = self.spawn()
         assert process.stdout is not None
         addresses = self._settings["listen"]
-        count = len(addresses) if isinstance(addresses, list) else 1
-        self.ready_lines = _lines(process.stdout, count)
+        count = (len(addresses) if isinstance(addresses, list) else 1) + bool(self._settings.get("http"))
+        self.ready_lines = lines_of(process.stdout, count)
         if len(self.ready_lines) != count:
             self.process = None  # nobody needs to stop it, and that it could not be stopped would hide why
             process.kill()
@@ -127,6 +131,8 @@ class Daemon:
         for line in self.ready_lines:
             if found := re.fullmatch(r"pfsd ready on .*:(\d+)", line):
                 self.port = int(found[1])
+            elif found := re.fullmatch(r"pfsd http on .*:(\d+)", line):
+                self.http_port = int(found[1])
         self._family = []
         self.note_family()
 
@@ -183,9 +189,10 @@ class Daemon:
         """Let it and all of its processes stand still, no call of the system under way; `kill_all` works on them."""
         self.note_family()
         self._signal_all(signal.SIGSTOP)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while not all(stands_still(process.pid) for process in self._family):
-            assert time.monotonic() < until, f"these do not stop: {self._family}"
+        wait_for(
+            lambda: all(stands_still(process.pid) for process in self._family),
+            lambda: f"these do not stop: {self._family}",
+        )
 
     def thaw(self) -> None:
         """Let them go on."""
@@ -288,10 +295,18 @@ class Daemon:
         self._poll(b"ping\n", lambda rows: len(self.packs()) == count)
 
     def _poll(self, request: bytes, is_so: Callable[[list[bytes]], bool]) -> None:
-        until = time.monotonic() + PATIENCE_SECONDS
         with self.connect() as wire:
-            while not is_so(rows := wire.ask(request)):
-                assert time.monotonic() < until, f"it never came to this: {rows}"
+            wait_for(lambda: is_so(wire.ask(request)), lambda: f"it never came to this: {wire.ask(request)}")
+
+    def empty(self) -> None:
+        """Wait until nobody else is connected, delete all files, and remove whatever is below the root."""
+        self.wait_until("clients", "1")
+        with self.connect() as wire:
+            if ids := [fields(row)["id"].encode() for row in wire.ask(b"list\n")[:-1]]:
+                assert code(wire.last(b"delete %b\n" % b" ".join(ids))) == "OK"
+        self.wait_until_packs(0)
+        shutil.rmtree(self.root)
+        self.root.mkdir()
 
     def packs(self) -> list[Path]:
         """The pack files in the store."""
@@ -302,13 +317,21 @@ class Daemon:
         return [path for path in (self.store / "tmp").rglob("*") if path.is_file()]
 
 
+def wait_for(is_so: Callable[[], bool], otherwise: Callable[[], str] = lambda: "it never came to this") -> None:
+    """Look until it is so: for what tells nobody when it happens."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not is_so():
+        assert time.monotonic() < until, otherwise()
+        time.sleep(POLL_SECONDS)
+
+
 def _environ() -> dict[str, str]:
     """Without settings of whoever runs the tests; I/O processes are to import this pfsd, not one that is installed."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PFSD_")}
     return kept | {"PYTHONPATH": str(SERVER.parent)}
 
 
-def _lines(stream: IO[bytes], count: int) -> list[str]:
+def lines_of(stream: IO[bytes], count: int) -> list[str]:
     """`count` lines from a pipe, fewer when it ends or PATIENCE_SECONDS pass."""
     until = time.monotonic() + PATIENCE_SECONDS
     received = b""

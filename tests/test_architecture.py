@@ -27,6 +27,7 @@ LAYERS = [
     {"rescue.report", "rescue.rewrite"},
     {"rescue.check"},
     {"rescue.rebuild", "rescue.repair"},
+    {"histogram"},
     {"workers", "budget", "committer", "gather", "measure"},
     {"commands"},
     {"commands.shared"},
@@ -35,18 +36,34 @@ LAYERS = [
     {"commands.put", "commands.get", "commands.files"},
     {"commands.verify", "commands.reclaim"},
     {"commands.scrub"},
-    {"connection", "listening", "tls", "guesses"},
+    {"connection", "listening", "tls", "guesses", "activity"},
     {"calls"},
+    {"facts"},
+    {"web", "web.http", "web.history"},
+    {"web.status"},
+    {"web.metrics"},
+    {"web.site"},
+    {"web.server"},
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer", "tree", "producer"},
-    {"results", "link"},
-    {"bulk"},
+    {"exchange", "transfer", "tree", "producer", "background", "readahead"},
+    {"results", "link", "watchdog"},
+    {"bulk", "fileobjects"},
     {"client"},
+    {"pool"},
+    {"asyncstore"},
+    {"blocking"},
+    {"fs.folders", "fs.errors"},
+    {"fs.files"},
+    {"fs"},
     {"progress"},
     {"console"},
-    {"shell", "spawn"},
+    {"shell", "spawn", "top"},
+    {"top.model"},
+    {"top.view", "top.watch"},
+    {"top.app"},
+    {"top.run"},
     {"cli"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
@@ -56,7 +73,7 @@ NO_ASYNCIO = {
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
     "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
     "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
-    "rescue.repair",
+    "rescue.repair", "readahead",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -76,6 +93,13 @@ CLIENT_MAY_IMPORT = {
     "link",
     "certificates",
     "tree",
+    "watchdog",
+    "background",
+    "readahead",
+    "fileobjects",
+    "pool",
+    "asyncstore",
+    "blocking",
 }
 
 
@@ -122,7 +146,7 @@ def test_the_core_knows_no_asyncio(name: str) -> None:
     assert not {used for used in imports(modules()[name]) if used.split(".")[0] in ("asyncio", "uvloop")}
 
 
-@pytest.mark.parametrize("name", ["client", "progress", "shell"])
+@pytest.mark.parametrize("name", ["client", "progress", "shell", "blocking", "asyncstore", "fileobjects", "pool"])
 def test_the_client_side_knows_only_the_wire(name: str) -> None:
     assert project_imports(modules()[name]) <= CLIENT_MAY_IMPORT
 

@@ -5,6 +5,7 @@ import mmap
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -86,6 +87,7 @@ class SlabMachine(RuleBasedStateMachine):
 
 
 TestSlab = SlabMachine.TestCase
+TestSlab.settings = settings(max_examples=40)
 
 
 def test_small_extents_come_from_the_far_end() -> None:

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ import pytest
 
 from pfsd import cli, progress
 from tests.fake_daemon import Reader, Writer, fake_daemon, request
-from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, has_ended
+from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, has_ended, wait_for
 from tests.wire import fields
 
 ROOT = Path(__file__).parent.parent
@@ -508,10 +507,7 @@ def test_what_a_failing_command_prints_is_not(command: str, says: str, run: Run)
 def test_a_command_is_ended_when_nobody_wants_its_output(shared_daemon: Daemon, run: Run, here: Path) -> None:
     waits = "echo $$ >pid.new; mv pid.new pid; exec sleep 1000"
     client = start(f"--server=127.0.0.1:{shared_daemon.port}", "put", "--from-command", waits, "--name", "x")
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not (here / "pid").exists():
-        assert time.monotonic() < until and client.poll() is None
-        time.sleep(0.01)
+    wait_for((here / "pid").exists)
     client.terminate()
     client.communicate(timeout=PATIENCE_SECONDS)
     assert client.returncode == 143
@@ -666,9 +662,7 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
     with stalled_daemon(tmp_path / "socket") as stalled:
         client = start(f"--server=unix:{tmp_path}/socket", "get", "n", cwd=here)
         assert stalled.wait(PATIENCE_SECONDS)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while not os.listdir(here) and time.monotonic() < until:
-            pass  # what was sent is still on its way into the temporary
+        wait_for(lambda: bool(os.listdir(here)))  # what was sent is still on its way into the temporary
         assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
         client.send_signal(number)
         assert client.wait(PATIENCE_SECONDS) == code
@@ -682,7 +676,8 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(f"listen: 127.0.0.1:{free_port()}\npath: store\nroots: ['.']\nmemory: 64MiB\nprocesses: 1\n")
+    address = f"127.0.0.1:{free_port()}"
+    path.write_text(f"listen: {address}\npath: store\nroots: ['.']\nmemory: 64MiB\nprocesses: 1\nmd5: hashlib\n")
     return path
 
 

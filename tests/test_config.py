@@ -198,7 +198,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ("roots: " + "[" * 50_000, "lists within lists"),
     ("roots: " + "[" * 9 + "]" * 9, "lists within lists"),
     # keys
-    ("memroy: 1GiB", "line 1: 'memroy' is no key; the keys are listen, path, "),
+    ("memroy: 1GiB", "line 1: 'memroy' is no key; the keys are listen, http, path, "),
     ("Memory: 1GiB", "'Memory' is no key"),
     ("path: a\n1: 2", "line 2: '1' is no key"),
     ("? [path]\n: a", "['path'] is no key"),
@@ -259,6 +259,12 @@ BAD: list[tuple[str | bytes, str]] = [
     ("listen: '[::ffff:10.0.0.1]:7373'", "can be reached"),
     ("listen: 127.1:7373", "can be reached"),
     ("listen: localhost.evil.example:7373", "can be reached"),
+    ("http: 0.0.0.0:7374", "http: got '0.0.0.0:7374'; 0.0.0.0:7374 can be reached from other machines: set token or"),
+    ("http: store.example:7374", "store.example:7374 can be reached"),
+    ("http: 7374", "http: got 7374; must be HOST:PORT, [IPV6]:PORT (port 0 to 65535) or unix:PATH, or null"),
+    ("http: http://127.0.0.1:7374/", "must be HOST:PORT, [IPV6]:PORT (port 0 to 65535) or unix:PATH, or null"),
+    ("http: [127.0.0.1:7374]", "or null"),
+    ("http: true", "or null"),
     # paths
     ("path: 2024", "path: got 2024; must be a path"),
     ("path: ''", "path: got ''; must be a path"),
@@ -479,6 +485,7 @@ def test_relative_paths_from_the_environment_count_from_the_file(
 
 OVERRIDES: dict[str, tuple[str, object]] = {
     "listen": ("127.0.0.1:1, [::1]:2", plain(TcpAddress("127.0.0.1", 1), TcpAddress("::1", 2))),
+    "http": ("[::1]:7374", TcpAddress("::1", 7374)),
     "path": ("/elsewhere", Path("/elsewhere")),
     "processes": ("3", 3),
     "memory": (" 512MiB ", 512 * MIB),
@@ -633,6 +640,19 @@ def test_an_open_address_with_a_token_and_no_tls_is_warned_of(loaded: Loader, tm
     (warning,) = loaded(f"{{{open_}}}").warnings
     assert warning.startswith("0.0.0.0:7373 can be reached from other machines") and SECRET not in warning
     assert loaded(f"{{{open_}, {TLS}}}").warnings == ()
+
+
+@needs_openssl
+def test_http_takes_the_token_and_the_certificate(loaded: Loader, tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    open_ = "http: '0.0.0.0:7374'"
+    (warning,) = loaded(open_, PFSD_TOKEN=SECRET).warnings
+    assert warning.startswith("0.0.0.0:7374 can be reached from other machines")
+    config = loaded(f"{{{open_}, {TLS}}}", PFSD_TOKEN=SECRET)
+    assert config.warnings == () and config.http_tls
+    assert not loaded(open_, PFSD_TOKEN=SECRET).http_tls
+    config = loaded(f"{{http: 'unix:web', {TLS}}}")
+    assert config.http == UnixAddress(tmp_path / "web") and not config.http_tls
 
 
 @needs_openssl

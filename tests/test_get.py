@@ -72,7 +72,7 @@ async def test_memory_is_given_back_only_when_the_connection_has_let_go_of_it(mo
     budget = SimpleNamespace(view=lambda extent: memoryview(bytes(10)), give=give, pressed=False)
     engine: Any = SimpleNamespace(budget=budget)
     file: Any = None
-    outgoing = get._Outgoing(engine, file, send, False, Flow())
+    outgoing = get._Outgoing(engine, file, send, False, Progress(), Flow())
     task = asyncio.create_task(outgoing.send_some(get.Range(0, 10)))
     await sending.wait()
     task.cancel()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pfsd.activity import Activity
 from pfsd.calls import Access, Call, Feed
 from pfsd.commands import put
 from pfsd.errors import NoSpace
@@ -38,6 +39,7 @@ async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has
     feed = Feed()
     feed.filling = True
     request = parse_request(b"put - name=name size=3")
+    command = Activity().begin(request, "unix")
     with pytest.raises(NoSpace):
-        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, None, Access(None, True)))
+        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, None, Access(None, True), command))
     assert happened == ["let go", "memory given back"]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pfsd import packs
-from pfsd.commands import resume
+from pfsd.commands import put, resume
 from pfsd.journal import Journal
 from pfsd.records import decode, encode
 from pfsd.registry import Registry
-from tests.harness import PART, PATIENCE_SECONDS, Daemon, etag, noise
+from tests.faults.inject import inject
+from tests.harness import PART, Daemon, etag, noise, wait_for
 from tests.wire import Wire, code, fields
 
 RUN = 16 * PART
@@ -28,12 +27,17 @@ CONTENT = noise(SIZE, seed=5)
 # --- get ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stocked(daemon: Daemon) -> Iterator[Daemon]:
-    """A daemon with a file `f` of three packs."""
+def stock(daemon: Daemon) -> Daemon:
+    """Store a file `f` of three packs."""
     assert code(daemon.ask(b"put - name=f size=%d\n" % SIZE + CONTENT)[-1]) == "OK"
     assert len(daemon.packs()) == 3
-    yield daemon
+    return daemon
+
+
+@pytest.fixture
+def stocked(emptied: Daemon) -> Daemon:
+    """A daemon with the file `f`."""
+    return stock(emptied)
 
 
 def partials(daemon: Daemon) -> list[Path]:
@@ -152,9 +156,10 @@ def test_of_two_at_once_one_is_told_that_the_target_is_busy(stocked: Daemon) -> 
 
 
 @pytest.mark.parametrize("end", ["leaves", "stops", "dies"])
-def test_a_get_goes_on_whatever_ended_it(stocked: Daemon, end: str) -> None:
-    stocked.config(stop_timeout=1)
-    stocked.restart()
+def test_a_get_goes_on_whatever_ended_it(idle_daemon: Daemon, end: str) -> None:
+    idle_daemon.config(stop_timeout=1)
+    idle_daemon.start()
+    stocked = stock(idle_daemon)
     workers = stocked.workers()
     wire = suspended(stocked, b"get f out resume=yes\n")
     if end == "leaves":
@@ -233,9 +238,11 @@ def test_resume_goes_with_a_path(stocked: Daemon) -> None:
 
 # --- put ----------------------------------------------------------------------------------------
 
+#: Less than in earnest, as nothing is to be seen at more of it.
+CHECKPOINT = 8 << 20
+CHECKPOINT_RUNS = CHECKPOINT // RUN
 #: Enough for a checkpoint, and a bit; every part is another one.
-BIG = 72 << 20
-CHECKPOINT_RUNS = (64 << 20) // RUN
+BIG = CHECKPOINT + RUN
 BIG_PUT = b"put big resume=yes\n"
 
 
@@ -274,25 +281,27 @@ def runs_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [record["run"]] if "run" in record else record.get("runs", [])
 
 
-def until_checkpoint(daemon: Daemon, request: bytes = BIG_PUT) -> Wire:
-    """A put under way that has made something durable, and cannot come to its end."""
-    with open(daemon.root / "big", "ab") as source:
-        source.truncate(4 * BIG)  # zeros to come: it will not be done before
-    wire = daemon.connect()
-    wire.send(request)
-    until = time.monotonic() + PATIENCE_SECONDS
-    while len(journal(daemon, "parts")) < CHECKPOINT_RUNS:
-        assert time.monotonic() < until
-    return wire
+@pytest.fixture
+def careful(idle_daemon: Daemon) -> Daemon:
+    """A daemon, not started yet, that makes what it stores durable every CHECKPOINT bytes."""
+    idle_daemon.prelude = f"from pfsd.commands import put; put.CHECKPOINT_BYTES = {CHECKPOINT}"
+    return idle_daemon
 
 
-def killed(daemon: Daemon, request: bytes = BIG_PUT) -> bytes:
-    """A daemon that died in a put, and is up again; the content."""
-    content = written(daemon) + bytes(3 * BIG)
-    until_checkpoint(daemon, request).close()
-    daemon.kill()
+def held_up(daemon: Daemon) -> tuple[Wire, bytes]:
+    """Start a daemon whose I/O processes stand still in a put when something is durable, and much is left; the content.
+
+    Each stops behind its 12th pack: 8 make a checkpoint, and the content fills 36.
+    """
+    inject(daemon, "process.writev_all:*/store/tmp/*:12:stop")
     daemon.start()
-    return content
+    inject(daemon)
+    content = written(daemon) + bytes(3 * BIG)
+    os.truncate(daemon.root / "big", len(content))
+    wire = daemon.connect()
+    wire.send(BIG_PUT)
+    wait_for(lambda: len(journal(daemon, "parts")) >= CHECKPOINT_RUNS)
+    return wire, content
 
 
 def cut_off(daemon: Daemon) -> bytes:
@@ -301,9 +310,7 @@ def cut_off(daemon: Daemon) -> bytes:
     for _ in range(20):
         wire = daemon.connect()
         wire.send(BIG_PUT)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while len(daemon.staged()) < 6 and not journal(daemon, "ready"):
-            assert time.monotonic() < until
+        wait_for(lambda: len(daemon.staged()) >= 6 or b" status=ready " in daemon.ask(b"list\n")[0])
         workers = daemon.workers()
         for worker in workers:
             worker.suspend()
@@ -311,7 +318,7 @@ def cut_off(daemon: Daemon) -> bytes:
         for worker in workers:
             worker.resume()
         daemon.wait_until("requests", "1")
-        if daemon.ask(b"list\n")[0].startswith(b"FILE id=%d status=storing" % len(journal(daemon, "put"))):
+        if [fields(row)["status"] for row in daemon.ask(b"list\n")[:-1]] == ["storing"]:
             return content
         daemon.ask(b"delete big\n")  # it was faster
     raise AssertionError("no put could be cut off")
@@ -329,10 +336,14 @@ def read_by(daemon: Daemon) -> int:
     return sum(worker.io_counters().read_chars for worker in daemon.workers())
 
 
-def test_a_put_goes_on_after_the_daemon_was_killed(daemon: Daemon) -> None:
-    content = killed(daemon)
+def test_a_put_goes_on_after_the_daemon_was_killed(careful: Daemon) -> None:
+    daemon = careful
+    wire, content = held_up(daemon)
+    daemon.kill()
+    wire.close()
+    daemon.start()
     row, before, rows = kept(daemon), inodes(daemon), len(journal(daemon, "parts"))
-    assert int(row["size"]) >= 64 << 20 and len(before) == rows, "what was not in the journal is swept"
+    assert int(row["size"]) >= CHECKPOINT and len(before) == rows, "what was not in the journal is swept"
     read = read_by(daemon)
     final = daemon.ask(BIG_PUT)[-1]
     assert code(final) == "OK"
@@ -350,25 +361,29 @@ def headers(daemon: Daemon) -> list[packs.PartHeader]:
     return [packs.read_header(pack.read_bytes())[0] for pack in daemon.packs()]
 
 
-def test_a_put_goes_on_after_its_client_has_left(daemon: Daemon) -> None:
-    content = cut_off(daemon)
-    size, before = kept(daemon)["size"], inodes(daemon)
-    assert daemon.staged() == [] and len(before) * RUN == int(size)
-    assert fields(daemon.ask(BIG_PUT)[-1])["resumed"] == size
-    assert before < inodes(daemon) and len(inodes(daemon)) == 24
-    assert is_whole(daemon, content)
+def test_what_may_be_lost_of_a_put_is_what_the_protocol_says() -> None:
+    assert put.CHECKPOINT_BYTES == 64 << 20
 
 
-def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
+def test_a_put_goes_on_after_its_client_has_left(emptied: Daemon) -> None:
+    content = cut_off(emptied)
+    size, before = kept(emptied)["size"], inodes(emptied)
+    assert emptied.staged() == [] and len(before) * RUN == int(size)
+    assert fields(emptied.ask(BIG_PUT)[-1])["resumed"] == size
+    assert before < inodes(emptied) and len(inodes(emptied)) == 24
+    assert is_whole(emptied, content)
+
+
+def test_a_put_goes_on_after_the_daemon_was_stopped(careful: Daemon) -> None:
+    daemon = careful
     daemon.config(stop_timeout=1)
-    daemon.restart()
-    content = written(daemon) + bytes(3 * BIG)
-    until_checkpoint(daemon)
+    wire, content = held_up(daemon)
     daemon.stop()
+    assert code(wire.line()) == "cancelled"
     daemon.start()
-    if daemon.ask(b"list\n")[0].split()[2] != b"status=ready":  # it may have come to its end in that time
-        assert int(kept(daemon)["size"]) >= 64 << 20 and daemon.staged() == []
-        assert int(fields(daemon.ask(BIG_PUT)[-1])["resumed"]) >= 64 << 20
+    row = kept(daemon)
+    assert int(row["size"]) >= CHECKPOINT and daemon.staged() == []
+    assert fields(daemon.ask(BIG_PUT)[-1])["resumed"] == row["size"]
     assert is_whole(daemon, content)
 
 
@@ -376,8 +391,7 @@ def test_a_put_goes_on_after_the_daemon_was_stopped(daemon: Daemon) -> None:
 @pytest.mark.parametrize("request_", [b"put big\n", b"put big resume=no\n"])
 def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None:
     written(daemon)
-    with open(daemon.root / "big", "ab") as source:
-        source.truncate(4 * BIG)
+    os.truncate(daemon.root / "big", 256 << 20)  # it will not be done before
     wire = daemon.connect()
     wire.send(request_)
     daemon.wait_until_listed(1)
@@ -389,9 +403,9 @@ def test_without_resume_nothing_is_left(daemon: Daemon, request_: bytes) -> None
 
 
 @pytest.mark.parametrize("change", ["content", "touch", "move", "other"])
-def test_a_changed_source_is_stored_anew(daemon: Daemon, change: str) -> None:
-    content = bytearray(cut_off(daemon))
-    old, before, source = kept(daemon), set(daemon.packs()), daemon.root / "big"
+def test_a_changed_source_is_stored_anew(emptied: Daemon, change: str) -> None:
+    content = bytearray(cut_off(emptied))
+    old, before, source = kept(emptied), set(emptied.packs()), emptied.root / "big"
     if change == "content":
         status = source.stat()
         with source.open("r+b") as file:
@@ -401,39 +415,39 @@ def test_a_changed_source_is_stored_anew(daemon: Daemon, change: str) -> None:
     elif change == "touch":
         source.touch()
     elif change == "move":
-        source.rename(daemon.root / "moved")
-        (daemon.root / "moved").rename(source)
+        source.rename(emptied.root / "moved")
+        (emptied.root / "moved").rename(source)
     else:
-        source.rename(daemon.root / "other")
+        source.rename(emptied.root / "other")
         source.write_bytes(content)
-    final = daemon.ask(BIG_PUT)[-1]
+    final = emptied.ask(BIG_PUT)[-1]
     assert fields(final)["resumed"] == "0" and fields(final)["id"] != old["id"]
-    assert not before & set(daemon.packs())
-    assert is_whole(daemon, bytes(content))
+    assert not before & set(emptied.packs())
+    assert is_whole(emptied, bytes(content))
 
 
-def test_a_plain_put_of_the_name_drops_what_is_kept(daemon: Daemon) -> None:
-    cut_off(daemon)
+def test_a_plain_put_of_the_name_drops_what_is_kept(emptied: Daemon) -> None:
+    cut_off(emptied)
     for request in (b"put - name=big size=3\nabc", b"put big replace=yes\n"):
-        assert code(daemon.ask(request)[-1]) == "OK"
-        daemon.wait_until_listed(1)
-        (row, _) = daemon.ask(b"list\n")
+        assert code(emptied.ask(request)[-1]) == "OK"
+        emptied.wait_until_listed(1)
+        (row, _) = emptied.ask(b"list\n")
         assert fields(row)["status"] == "ready"
         if request.endswith(b"abc"):
-            assert len(daemon.packs()) == 1
-            assert code(daemon.ask(BIG_PUT)[-1]) == "exists"
+            assert len(emptied.packs()) == 1
+            assert code(emptied.ask(BIG_PUT)[-1]) == "exists"
 
 
-def test_of_two_at_once_one_goes_on(daemon: Daemon) -> None:
-    content = cut_off(daemon)
-    size = kept(daemon)["size"]
-    with daemon.connect() as first, daemon.connect() as second:
+def test_of_two_at_once_one_goes_on(emptied: Daemon) -> None:
+    content = cut_off(emptied)
+    size = kept(emptied)["size"]
+    with emptied.connect() as first, emptied.connect() as second:
         first.send(BIG_PUT)
-        daemon.wait_until("requests", "2")
+        emptied.wait_until("requests", "2")
         assert code(second.last(BIG_PUT)) == "exists"
         assert code(second.last(b"delete %s\n" % fields(second.ask(b"list\n")[0])["id"].encode())) == "not-ready"
         assert fields(first.line())["resumed"] == size
-    assert is_whole(daemon, content)
+    assert is_whole(emptied, content)
 
 
 @pytest.mark.promise("checked")
@@ -455,25 +469,25 @@ def test_what_has_rotted_of_what_is_kept_is_stored_again(daemon: Daemon, damaged
 
 
 @pytest.mark.parametrize("lost", ["first", "last", "short", "all"])
-def test_packs_that_the_disk_has_lost_are_stored_again(daemon: Daemon, lost: str) -> None:
-    content = cut_off(daemon)
-    size, there = int(kept(daemon)["size"]), daemon.packs()
+def test_packs_that_the_disk_has_lost_are_stored_again(emptied: Daemon, lost: str) -> None:
+    content = cut_off(emptied)
+    size, there = int(kept(emptied)["size"]), emptied.packs()
     if lost == "short":
         os.truncate(there[1], there[1].stat().st_size - 1)
     for pack in {"first": there[:1], "last": there[-1:], "all": there}.get(lost, []):
         pack.unlink()
-    final = daemon.ask(BIG_PUT)[-1]
+    final = emptied.ask(BIG_PUT)[-1]
     assert fields(final)["resumed"] == str(0 if lost == "all" else size - RUN)
-    assert is_whole(daemon, content)
-    daemon.restart()
-    assert is_whole(daemon, content)
+    assert is_whole(emptied, content)
+    emptied.restart()
+    assert is_whole(emptied, content)
 
 
-def test_what_is_kept_can_be_deleted_and_is_not_ready_before(daemon: Daemon) -> None:
-    cut_off(daemon)
-    file_id = kept(daemon)["id"].encode()
-    stored = sum(pack.stat().st_size for pack in daemon.packs())
-    with daemon.connect() as wire:
+def test_what_is_kept_can_be_deleted_and_is_not_ready_before(emptied: Daemon) -> None:
+    cut_off(emptied)
+    file_id = kept(emptied)["id"].encode()
+    stored = sum(pack.stat().st_size for pack in emptied.packs())
+    with emptied.connect() as wire:
         for request in (b"get %s out", b"get big out", b"verify %s", b"rename %s x", b"delete big", b"stat big"):
             assert code(wire.last((request.replace(b"%s", file_id)) + b"\n")) == "not-ready", request
         assert fields(wire.ask(b"stat %s\n" % file_id)[0])["status"] == "storing"
@@ -483,21 +497,21 @@ def test_what_is_kept_can_be_deleted_and_is_not_ready_before(daemon: Daemon) -> 
         rows = wire.ask(b"delete %s x\n" % file_id)
     assert (fields(rows[0])["id"], fields(rows[0])["name"]) == (file_id.decode(), "big")
     assert fields(rows[0])["freed"] == str(stored)
-    assert daemon.packs() == [] and daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
-    daemon.restart()
-    assert fields(daemon.ask(BIG_PUT)[-1])["resumed"] == "0"
+    assert emptied.packs() == [] and emptied.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
+    emptied.restart()
+    assert fields(emptied.ask(BIG_PUT)[-1])["resumed"] == "0"
 
 
-def test_a_rename_takes_the_name_of_what_is_kept_only_on_demand(daemon: Daemon) -> None:
-    cut_off(daemon)
-    file_id = kept(daemon)["id"]
-    with daemon.connect() as wire:
+def test_a_rename_takes_the_name_of_what_is_kept_only_on_demand(emptied: Daemon) -> None:
+    cut_off(emptied)
+    file_id = kept(emptied)["id"]
+    with emptied.connect() as wire:
         assert code(wire.last(b"put - name=x size=1\nx")) == "OK"
         refusal = wire.last(b"rename x big\n")
         assert (code(refusal), fields(refusal)["id"]) == ("exists", file_id)
         assert code(wire.last(b"rename x big replace=yes\n")) == "OK"
         assert fields(wire.last(b"list\n"))["files"] == "1"
-    assert len(daemon.packs()) == 1
+    assert len(emptied.packs()) == 1
 
 
 def test_what_is_kept_survives_a_compaction_and_grows_old(daemon: Daemon) -> None:
@@ -529,10 +543,12 @@ def test_a_file_of_one_run_has_nothing_to_go_on_from(daemon: Daemon) -> None:
 
 
 @pytest.mark.promise("whole")
-def test_a_source_that_changes_under_a_put_leaves_nothing(daemon: Daemon) -> None:
-    written(daemon)
-    wire = until_checkpoint(daemon)
+def test_a_source_that_changes_under_a_put_leaves_nothing(careful: Daemon) -> None:
+    daemon = careful
+    wire, _ = held_up(daemon)
     os.truncate(daemon.root / "big", BIG)
+    for worker in daemon.workers():
+        worker.resume()
     assert code(wire.line()) == "changed"
     assert daemon.packs() == daemon.staged() == []
     assert daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
@@ -571,34 +587,34 @@ def broken_off(daemon: Daemon, count: int) -> None:
     wire.close()
 
 
-def test_an_upload_goes_on_behind_the_last_full_part(daemon: Daemon) -> None:
-    broken_off(daemon, RUN + 3 * PART + 5)
-    before = inodes(daemon)
-    with daemon.connect() as wire:
+def test_an_upload_goes_on_behind_the_last_full_part(emptied: Daemon) -> None:
+    broken_off(emptied, RUN + 3 * PART + 5)
+    before = inodes(emptied)
+    with emptied.connect() as wire:
         offset = begun(wire)
         assert offset == RUN + 3 * PART
         wire.send(frames(CONTENT[offset:]) + b"DATA 0\n")
         final = wire.line()
     assert code(final) == "OK" and fields(final)["resumed"] == str(offset) and fields(final)["size"] == str(SIZE)
-    assert before < inodes(daemon)
-    assert is_whole(daemon, CONTENT, b"up")
+    assert before < inodes(emptied)
+    assert is_whole(emptied, CONTENT, b"up")
 
 
 @pytest.mark.parametrize("count", [0, 5, PART - 1])
-def test_an_upload_without_a_full_part_leaves_nothing(daemon: Daemon, count: int) -> None:
-    broken_off(daemon, count)
-    assert daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
-    assert daemon.packs() == daemon.staged() == []
+def test_an_upload_without_a_full_part_leaves_nothing(emptied: Daemon, count: int) -> None:
+    broken_off(emptied, count)
+    assert emptied.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
+    assert emptied.packs() == emptied.staged() == []
 
 
-def test_an_upload_whose_client_vanishes_goes_on_tagged(daemon: Daemon) -> None:
-    wire = daemon.connect()
+def test_an_upload_whose_client_vanishes_goes_on_tagged(emptied: Daemon) -> None:
+    wire = emptied.connect()
     begun(wire)
     wire.send(frames(CONTENT[: 2 * RUN]))
-    daemon.wait_until_listed(1)
+    emptied.wait_until_listed(1)
     wire.reset()
-    daemon.wait_until("requests", "1")
-    with daemon.connect() as wire:
+    emptied.wait_until("requests", "1")
+    with emptied.connect() as wire:
         wire.send(b"@t " + UPLOAD)
         line = wire.line()
         assert line.startswith(b"@t RESUME offset=")
@@ -609,21 +625,21 @@ def test_an_upload_whose_client_vanishes_goes_on_tagged(daemon: Daemon) -> None:
             wire.send(b"@t DATA %d\n" % len(piece) + piece)
         wire.send(b"@t DATA 0\n")
         assert fields(wire.line())["resumed"] == str(offset)
-    assert is_whole(daemon, CONTENT, b"up")
+    assert is_whole(emptied, CONTENT, b"up")
 
 
-def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(daemon: Daemon) -> None:
+def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(careful: Daemon) -> None:
+    daemon = careful
+    daemon.start()
     content = written(daemon)
     wire = daemon.connect()
     begun(wire)
     for at in range(0, BIG, 1 << 20):
         wire.send(b"DATA %d\n" % (1 << 20) + content[at : at + (1 << 20)])
-    until = time.monotonic() + PATIENCE_SECONDS
-    while len(journal(daemon, "parts")) < CHECKPOINT_RUNS:
-        assert time.monotonic() < until
+    wait_for(lambda: len(journal(daemon, "parts")) >= CHECKPOINT_RUNS)
     daemon.kill()
     daemon.start()
-    assert int(kept(daemon)["size"]) >= 64 << 20
+    assert int(kept(daemon)["size"]) >= CHECKPOINT
     third = daemon.packs()[2]
     seq = packs.read_header(third.read_bytes())[0].seq
     third.unlink()
@@ -637,44 +653,44 @@ def test_an_upload_goes_on_after_the_daemon_was_killed_and_a_gap_is_sent_again(d
 
 
 @pytest.mark.promise("checked")
-def test_an_upload_goes_on_before_what_has_rotted(daemon: Daemon) -> None:
-    broken_off(daemon, 2 * RUN + PART)
-    pack = daemon.packs()[1]
+def test_an_upload_goes_on_before_what_has_rotted(emptied: Daemon) -> None:
+    broken_off(emptied, 2 * RUN + PART)
+    pack = emptied.packs()[1]
     data = bytearray(pack.read_bytes())
     data[-7] ^= 1
     pack.write_bytes(data)
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         assert begun(wire) == RUN
         wire.send(frames(CONTENT[RUN:]) + b"DATA 0\n")
         assert fields(wire.line())["resumed"] == str(RUN)
-    assert is_whole(daemon, CONTENT, b"up")
+    assert is_whole(emptied, CONTENT, b"up")
 
 
-def test_all_of_it_may_be_there(daemon: Daemon) -> None:
-    broken_off(daemon, 2 * RUN)
-    with daemon.connect() as wire:
+def test_all_of_it_may_be_there(emptied: Daemon) -> None:
+    broken_off(emptied, 2 * RUN)
+    with emptied.connect() as wire:
         assert begun(wire) == 2 * RUN
         assert fields(wire_line(wire, b"DATA 0\n"))["size"] == str(2 * RUN)
-    assert is_whole(daemon, CONTENT[: 2 * RUN], b"up")
+    assert is_whole(emptied, CONTENT[: 2 * RUN], b"up")
 
 
-def test_abort_drops_what_is_kept(daemon: Daemon) -> None:
+def test_abort_drops_what_is_kept(emptied: Daemon) -> None:
     for sent in (b"", frames(CONTENT[:RUN])):
-        broken_off(daemon, RUN)
-        with daemon.connect() as wire:
+        broken_off(emptied, RUN)
+        with emptied.connect() as wire:
             assert begun(wire) == RUN
             wire.send(sent + b"ABORT\n")
             assert code(wire.line()) == "cancelled"
-        assert daemon.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
-        assert daemon.packs() == daemon.staged() == []
+        assert emptied.ask(b"list\n") == [b"OK list files=0 size=0 stored=0"]
+        assert emptied.packs() == emptied.staged() == []
 
 
-def test_another_key_begins_anew(daemon: Daemon) -> None:
-    broken_off(daemon, RUN)
-    with daemon.connect() as wire:
+def test_another_key_begins_anew(emptied: Daemon) -> None:
+    broken_off(emptied, RUN)
+    with emptied.connect() as wire:
         assert begun(wire, UPLOAD.replace(b"v1", b"v2")) == 0
         assert fields(wire.last(frames(b"abc") + b"DATA 0\n"))["resumed"] == "0"
-    assert is_whole(daemon, b"abc", b"up")
+    assert is_whole(emptied, b"abc", b"up")
 
 
 def test_another_part_size_begins_anew(daemon: Daemon) -> None:
@@ -688,8 +704,8 @@ def test_another_part_size_begins_anew(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("key", [b"yes", b"No-", b"YES", b'""', b'"a b"', b"x" * 65, b"a/b", b"\xc3\xa9"])
-def test_keys(daemon: Daemon, key: bytes) -> None:
-    with daemon.connect() as wire:
+def test_keys(emptied: Daemon, key: bytes) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=k size=chunked resume=%s\n" % key)
         line = wire.line()
         if key == b"No-":
@@ -701,13 +717,13 @@ def test_keys(daemon: Daemon, key: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [b"3", b"eof"])
-def test_a_key_goes_with_frames_only(daemon: Daemon, size: bytes) -> None:
-    with daemon.connect() as wire:
+def test_a_key_goes_with_frames_only(emptied: Daemon, size: bytes) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=k resume=v1 size=%s\nabc" % size)
         wire.half_close()
         assert code(wire.line()) == "usage"
         assert wire.at_eof()
-    assert code(daemon.ask(b"put big resume=v1\n")[-1]) == "usage", "a path needs no key"
+    assert code(emptied.ask(b"put big resume=v1\n")[-1]) == "usage", "a path needs no key"
 
 
 def test_the_key_of_a_source_is_that_of_the_size_that_is_stored(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pfsd.errors import UnknownCommand, UsageError
 from pfsd.protocol import parse_request
 from pfsd.verbs import BEFORE_AUTH, VERBS, check
 
-KNOWN = "put get cat list stat delete rename verify stats ping hello auth help quit exit"
+KNOWN = "put get cat list stat delete rename verify stats ps ping hello auth help quit exit"
 COMMANDS = KNOWN.split(" ")
 
 

@@ -247,13 +247,13 @@ def test_clients_that_come_and_go_at_once_harm_nobody(shared_daemon: Daemon) -> 
 
 
 @pytest.mark.promise("memory")
-def test_a_client_that_never_reads_does_not_stop_the_others(daemon: Daemon) -> None:
+def test_a_client_that_never_reads_does_not_stop_the_others(emptied: Daemon) -> None:
     size = 8 << 20
-    daemon.ask(b"put - name=big size=%d\n" % size + bytes(size))
-    with Wire(daemon.address, receive_buffer=4096) as lazy:
+    emptied.ask(b"put - name=big size=%d\n" % size + bytes(size))
+    with Wire(emptied.address, receive_buffer=4096) as lazy:
         lazy.send(b"get big -\n")
         assert lazy.exactly(10) == b"DATA 65536"
-        with daemon.connect() as wire:
+        with emptied.connect() as wire:
             for _ in range(3):
                 wire.send(b"get big -\n")
                 content, final = wire.frames()

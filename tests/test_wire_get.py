@@ -242,17 +242,17 @@ def test_a_client_that_breaks_off_leaves_no_target(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("way", [b"get big -", b"cat big"])
-def test_a_reader_that_breaks_off_gives_its_memory_back(daemon: Daemon, way: bytes) -> None:
+def test_a_reader_that_breaks_off_gives_its_memory_back(emptied: Daemon, way: bytes) -> None:
     size = 16 << 20
-    daemon.ask(b"put - name=big size=%d\n" % size + bytes(size))
-    wire = Wire(daemon.address, receive_buffer=4096)
+    emptied.ask(b"put - name=big size=%d\n" % size + bytes(size))
+    wire = Wire(emptied.address, receive_buffer=4096)
     wire.send(way + b"\n")
     wire.exactly(5)
     wire.reset()
-    daemon.wait_until("clients", "1")
-    daemon.wait_until("memory_used", "0")
-    assert code(daemon.ask(b"delete big\n")[-1]) == "OK"
-    assert daemon.packs() == []
+    emptied.wait_until("clients", "1")
+    emptied.wait_until("memory_used", "0")
+    assert code(emptied.ask(b"delete big\n")[-1]) == "OK"
+    assert emptied.packs() == []
 
 
 # --- damage -------------------------------------------------------------------------------------
@@ -334,12 +334,12 @@ def test_cat_of_damage_before_the_first_byte_is_an_error_line(two_files: Daemon)
 
 
 @pytest.mark.promise("checked")
-def test_cat_of_damage_after_the_first_byte_resets_the_connection(daemon: Daemon) -> None:
+def test_cat_of_damage_after_the_first_byte_resets_the_connection(emptied: Daemon) -> None:
     content = noise(40 * PART)
-    daemon.ask(b"put - name=long size=%d\n" % len(content) + content)
-    last = daemon.packs()[-1]
+    emptied.ask(b"put - name=long size=%d\n" % len(content) + content)
+    last = emptied.packs()[-1]
     last.unlink()
-    with daemon.connect() as wire, pytest.raises(ConnectionResetError):
+    with emptied.connect() as wire, pytest.raises(ConnectionResetError):
         wire.send(b"cat long\n")
         wire.rest()
 
@@ -438,29 +438,29 @@ def test_a_file_deleted_while_it_is_read_is_read_to_its_end(daemon: Daemon) -> N
 
 
 @pytest.mark.promise("whole")
-def test_a_file_replaced_while_it_is_read_is_one_whole_version(daemon: Daemon) -> None:
+def test_a_file_replaced_while_it_is_read_is_one_whole_version(emptied: Daemon) -> None:
     old, new = noise(24 << 20, 1), noise(1000, 2)
-    daemon.ask(b"put - name=v size=%d\n" % len(old) + old)
-    with Wire(daemon.address, receive_buffer=4096) as reader:
+    emptied.ask(b"put - name=v size=%d\n" % len(old) + old)
+    with Wire(emptied.address, receive_buffer=4096) as reader:
         reader.send(b"get v -\n")
         assert reader.peek(5) == b"DATA "
-        assert code(daemon.ask(b"put - name=v replace=yes size=1000\n" + new)[-1]) == "OK"
+        assert code(emptied.ask(b"put - name=v replace=yes size=1000\n" + new)[-1]) == "OK"
         assert reader.frames()[0] == old
         reader.send(b"get v -\n")
         assert reader.frames()[0] == new
 
 
-def test_readers_share_the_memory_ceiling(daemon: Daemon) -> None:
+def test_readers_share_the_memory_ceiling(emptied: Daemon) -> None:
     content = noise(24 << 20)
-    daemon.ask(b"put - name=big size=%d\n" % len(content) + content)
-    wires = [daemon.connect() for _ in range(8)]
+    emptied.ask(b"put - name=big size=%d\n" % len(content) + content)
+    wires = [emptied.connect() for _ in range(8)]
     for wire in wires:
         wire.send(b"get big -\n")
     for wire in wires:
         got, final = wire.frames()
         assert got == content and code(final) == "OK"
         wire.close()
-    stats = daemon.stats()
+    stats = emptied.stats()
     assert int(stats["memory_peak"]) <= int(stats["memory_limit"]) and stats["memory_used"] == "0"
 
 
@@ -489,12 +489,12 @@ def test_a_worker_ended_by_sigterm_does_not_stop_the_daemon(daemon: Daemon) -> N
     assert code(daemon.ask(b"verify\n")[-1]) == "OK"
 
 
-def test_packs_that_cannot_be_opened_are_bad_parts(daemon: Daemon) -> None:
-    (daemon.root / "a").write_bytes(noise(3 * PART))
-    assert code(daemon.ask(b"put a\n")[-1]) == "OK"
-    directory = daemon.packs()[0].parent
+def test_packs_that_cannot_be_opened_are_bad_parts(emptied: Daemon) -> None:
+    (emptied.root / "a").write_bytes(noise(3 * PART))
+    assert code(emptied.ask(b"put a\n")[-1]) == "OK"
+    directory = emptied.packs()[0].parent
     directory.rename(directory.with_name("away"))
     directory.symlink_to(directory.name)  # a symlink to itself: ELOOP
-    rows = daemon.ask(b"verify\n")
+    rows = emptied.ask(b"verify\n")
     assert [fields(row)["code"] for row in rows[:-1]] == ["io"] * 3
     assert code(rows[-1]) == "corrupt"

@@ -89,16 +89,16 @@ def test_patterns_are_globs_over_names(shared_daemon: Daemon, pattern: bytes, ex
         assert fields(rows[-1])["files"] == str(len(expected))
 
 
-def test_a_pattern_that_would_take_for_ever_does_not(daemon: Daemon) -> None:
-    with daemon.connect() as wire, daemon.connect() as other:
+def test_a_pattern_that_would_take_for_ever_does_not(emptied: Daemon) -> None:
+    with emptied.connect() as wire, emptied.connect() as other:
         put(wire, b"a" * 1000)
         wire.send(b"list " + b"*a" * 40 + b"*b\n")
         assert other.ask(b"ping\n") == [b"OK ping"]
         assert wire.reply()[-1].startswith(b"OK list files=0 ")
 
 
-def test_a_long_list_is_complete(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_long_list_is_complete(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"".join(b"@%d put - name=f%d size=2\nab" % (at, at) for at in range(1000)))
         assert {code(wire.line()) for _ in range(1000)} == {"OK"}
         rows = wire.ask(b"list\n")
@@ -106,14 +106,14 @@ def test_a_long_list_is_complete(daemon: Daemon) -> None:
     assert rows[-1].startswith(b"OK list files=1000 size=2000 ")
 
 
-def test_a_file_being_stored_is_listed_as_such_or_not_at_all(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_file_being_stored_is_listed_as_such_or_not_at_all(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=slow size=chunked\nDATA 3\nabc")
-        daemon.wait_until("requests", "2")
-        rows = daemon.ask(b"list\n")
+        emptied.wait_until("requests", "2")
+        rows = emptied.ask(b"list\n")
         assert [fields(row)["status"] for row in rows[:-1]] in ([], ["storing"])
         for request in (b"get slow -\n", b"get slow x\n", b"delete slow\n", b"rename slow x\n", b"verify slow\n"):
-            assert code(daemon.ask(request)[-1]) in ("not-ready", "not-found"), request
+            assert code(emptied.ask(request)[-1]) in ("not-ready", "not-found"), request
         wire.send(b"DATA 0\n")
         assert code(wire.line()) == "OK"
 
@@ -190,10 +190,10 @@ def test_rename_refuses_what_is_no_name(fresh: Wire, name: bytes) -> None:
     assert code(fresh.last(b"stat a\n")) == "OK"
 
 
-def test_rename_survives_a_crash(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_rename_survives_a_crash(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         put(wire, b"a")
         assert code(wire.last(b"rename a b\n")) == "OK"
-    daemon.kill()
-    daemon.start()
-    assert names(daemon.ask(b"list\n")) == ["b"]
+    emptied.kill()
+    emptied.start()
+    assert names(emptied.ask(b"list\n")) == ["b"]

@@ -135,13 +135,13 @@ def test_sizes_may_be_upper_case_and_tagged(wire: Wire) -> None:
 
 
 @pytest.mark.promise("memory")
-def test_more_than_the_memory_goes_through(daemon: Daemon) -> None:
-    size = 2 * int(daemon.stats()["memory_limit"])
+def test_more_than_the_memory_goes_through(emptied: Daemon) -> None:
+    size = 2 * int(emptied.stats()["memory_limit"])
     content = noise(1 << 20) * (size >> 20)
-    assert fields(daemon.ask(by_size("big", content))[-1])["etag"] == etag(content)
-    stats = daemon.stats()
+    assert fields(emptied.ask(by_size("big", content))[-1])["etag"] == etag(content)
+    stats = emptied.stats()
     assert int(stats["memory_peak"]) <= int(stats["memory_limit"]) and stats["memory_used"] == "0"
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         wire.send(b"get big -\n")
         assert wire.frames()[0] == content
 
@@ -199,18 +199,20 @@ def test_a_name_cannot_forge_log_lines(daemon: Daemon) -> None:
 # --- from a path --------------------------------------------------------------------------------
 
 
-def test_a_path_gives_the_name_unless_there_is_one(daemon: Daemon) -> None:
-    (daemon.root / "sub").mkdir()
-    (daemon.root / "sub" / "a b").write_bytes(b"x")
-    with daemon.connect() as wire:
+def test_a_path_gives_the_name_unless_there_is_one(emptied: Daemon) -> None:
+    (emptied.root / "sub").mkdir()
+    (emptied.root / "sub" / "a b").write_bytes(b"x")
+    with emptied.connect() as wire:
         assert fields(wire.last(b'put "sub/a b"\n'))["name"] == "a b"
         assert fields(wire.last(b'put "sub/a b" name=other\n'))["name"] == "other"
-        assert fields(wire.last(b'put "%s" name=third\n' % os.fsencode(daemon.root / "sub" / "a b")))["name"] == "third"
+        assert (
+            fields(wire.last(b'put "%s" name=third\n' % os.fsencode(emptied.root / "sub" / "a b")))["name"] == "third"
+        )
 
 
-def test_a_path_may_be_any_bytes(daemon: Daemon) -> None:
-    Path(os.fsdecode(os.fsencode(daemon.root) + b"/\xff\n")).write_bytes(b"x")
-    assert daemon.ask(b'put "\\xff\\n"\n')[-1].endswith(rb' name="\xff\n"')
+def test_a_path_may_be_any_bytes(emptied: Daemon) -> None:
+    Path(os.fsdecode(os.fsencode(emptied.root) + b"/\xff\n")).write_bytes(b"x")
+    assert emptied.ask(b'put "\\xff\\n"\n')[-1].endswith(rb' name="\xff\n"')
 
 
 @pytest.mark.promise("answered")
@@ -263,11 +265,11 @@ def odd_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield daemon
 
 
-def test_a_symlink_that_stays_inside_is_followed(daemon: Daemon) -> None:
-    (daemon.root / "real").write_bytes(b"content")
-    (daemon.root / "link").symlink_to("real")
-    assert fields(daemon.ask(b"put link\n")[-1])["name"] == "link"
-    assert fetched(daemon, "link") == b"content"
+def test_a_symlink_that_stays_inside_is_followed(emptied: Daemon) -> None:
+    (emptied.root / "real").write_bytes(b"content")
+    (emptied.root / "link").symlink_to("real")
+    assert fields(emptied.ask(b"put link\n")[-1])["name"] == "link"
+    assert fetched(emptied, "link") == b"content"
 
 
 def test_the_store_inside_a_root_is_out_of_bounds(idle_daemon: Daemon) -> None:
@@ -277,18 +279,18 @@ def test_the_store_inside_a_root_is_out_of_bounds(idle_daemon: Daemon) -> None:
     assert code(idle_daemon.ask(b"put config.yaml\n")[-1]) == "OK"
 
 
-def test_an_unreadable_source_is_an_error(daemon: Daemon) -> None:
-    secret = daemon.root / "secret"
+def test_an_unreadable_source_is_an_error(emptied: Daemon) -> None:
+    secret = emptied.root / "secret"
     secret.write_bytes(b"x")
     secret.chmod(0)
-    word = code(daemon.ask(b"put secret\n")[-1])
+    word = code(emptied.ask(b"put secret\n")[-1])
     assert word == ("OK" if os.geteuid() == 0 else "io")
 
 
-def test_a_sparse_source_is_stored_in_full(daemon: Daemon) -> None:
-    with (daemon.root / "sparse").open("wb") as file:
+def test_a_sparse_source_is_stored_in_full(emptied: Daemon) -> None:
+    with (emptied.root / "sparse").open("wb") as file:
         file.truncate(100 * PART + 1)
-    assert fields(daemon.ask(b"put sparse\n")[-1])["etag"] == etag(bytes(100 * PART + 1))
+    assert fields(emptied.ask(b"put sparse\n")[-1])["etag"] == etag(bytes(100 * PART + 1))
 
 
 @pytest.mark.promise("whole")
@@ -322,14 +324,14 @@ def test_a_source_that_changes_while_it_is_read_is_not_stored(daemon: Daemon, ch
 
 
 @pytest.mark.promise("whole")
-def test_a_source_that_grows_is_stored_as_it_was_or_not_at_all(daemon: Daemon) -> None:
-    source = daemon.root / "log"
+def test_a_source_that_grows_is_stored_as_it_was_or_not_at_all(emptied: Daemon) -> None:
+    source = emptied.root / "log"
     source.write_bytes(noise(1000))
     with source.open("ab") as log:
         for at in range(50):
             log.write(b"x")
             log.flush()
-            with daemon.connect() as wire:
+            with emptied.connect() as wire:
                 wire.send(b"put log name=log%d\n" % at)
                 log.write(b"y")
                 log.flush()
@@ -337,7 +339,7 @@ def test_a_source_that_grows_is_stored_as_it_was_or_not_at_all(daemon: Daemon) -
             assert code(reply) in ("OK", "changed")
             if code(reply) == "OK":
                 size = int(fields(reply)["size"])
-                assert fetched(daemon, f"log{at}") == source.read_bytes()[:size]
+                assert fetched(emptied, f"log{at}") == source.read_bytes()[:size]
 
 
 # --- refused ------------------------------------------------------------------------------------
@@ -385,47 +387,47 @@ def test_a_refused_upload_is_answered_before_its_content_comes(wire: Wire) -> No
     assert wire.line() == b"OK ping"
 
 
-def test_a_taken_name_is_refused_and_replaced_on_demand(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_taken_name_is_refused_and_replaced_on_demand(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         first = fields(wire.last(by_size("a", b"old")))
         assert code(wire.last(by_size("a", b"new"))) == "exists"
-        assert fetched(daemon, "a") == b"old"
+        assert fetched(emptied, "a") == b"old"
         second = fields(wire.last(b"put - name=a replace=yes size=3\nnew"))
         assert int(second["id"]) > int(first["id"])
-        assert fetched(daemon, "a") == b"new"
+        assert fetched(emptied, "a") == b"new"
         old = wire.ask(b"stat %s\n" % first["id"].encode())
         assert code(old[-1]) == "not-found" or fields(old[0])["status"] == "deleting"
-    daemon.wait_until_listed(1)
-    daemon.wait_until_packs(1)
+    emptied.wait_until_listed(1)
+    emptied.wait_until_packs(1)
 
 
-def test_a_taken_name_is_refused_from_a_path_too(daemon: Daemon) -> None:
-    (daemon.root / "a").write_bytes(b"1")
-    assert [code(daemon.ask(b"put a\n")[-1]) for _ in range(2)] == ["OK", "exists"]
-    assert code(daemon.ask(b"put a replace=yes\n")[-1]) == "OK"
+def test_a_taken_name_is_refused_from_a_path_too(emptied: Daemon) -> None:
+    (emptied.root / "a").write_bytes(b"1")
+    assert [code(emptied.ask(b"put a\n")[-1]) for _ in range(2)] == ["OK", "exists"]
+    assert code(emptied.ask(b"put a replace=yes\n")[-1]) == "OK"
 
 
 @pytest.mark.promise("whole")
-def test_of_two_puts_of_one_name_one_is_stored(daemon: Daemon) -> None:
-    with daemon.connect() as first, daemon.connect() as second:
+def test_of_two_puts_of_one_name_one_is_stored(emptied: Daemon) -> None:
+    with emptied.connect() as first, emptied.connect() as second:
         first.send(b"put - name=same size=3\na")
-        daemon.wait_until("requests", "2")
-        assert code(daemon.ask(b"get same -\n")[-1]) in ("not-ready", "not-found")
+        emptied.wait_until("requests", "2")
+        assert code(emptied.ask(b"get same -\n")[-1]) in ("not-ready", "not-found")
         second.send(by_size("same", b"other"))
         assert code(second.line()) == "exists"
         first.send(b"bc")
         assert code(first.line()) == "OK"
-    assert fetched(daemon, "same") == b"abc"
+    assert fetched(emptied, "same") == b"abc"
 
 
-def test_many_puts_of_one_name_store_one(daemon: Daemon) -> None:
-    wires = [daemon.connect() for _ in range(20)]
+def test_many_puts_of_one_name_store_one(emptied: Daemon) -> None:
+    wires = [emptied.connect() for _ in range(20)]
     for at, wire in enumerate(wires):
         wire.send(by_size("race", b"%02d" % at))
     replies = [wire.line() for wire in wires]
     assert sorted(map(code, replies)) == ["OK"] + ["exists"] * 19
     winner = next(at for at, reply in enumerate(replies) if code(reply) == "OK")
-    assert fetched(daemon, "race") == b"%02d" % winner
+    assert fetched(emptied, "race") == b"%02d" % winner
     for wire in wires:
         wire.close()
 
@@ -447,74 +449,74 @@ CUT: list[bytes] = [
 
 @pytest.mark.promise("whole")
 @pytest.mark.parametrize("sent", CUT, ids=lambda sent: repr(sent[:50]))
-def test_content_cut_short_gets_one_error_and_stores_nothing(daemon: Daemon, sent: bytes) -> None:
-    with daemon.connect() as wire:
+def test_content_cut_short_gets_one_error_and_stores_nothing(emptied: Daemon, sent: bytes) -> None:
+    with emptied.connect() as wire:
         wire.send(sent)
         wire.half_close()
         reply = wire.line()
         assert code(reply) in ("usage", "cancelled")
         assert wire.at_eof()
-    assert_nothing_stored(daemon)
+    assert_nothing_stored(emptied)
 
 
 @pytest.mark.promise("whole")
 @pytest.mark.parametrize(
     "sent", [*CUT, b"put - name=cut size=eof\nabc", b"put - name=cut size=eof\n" + bytes(40 * PART)]
 )
-def test_a_client_that_breaks_off_leaves_nothing(daemon: Daemon, sent: bytes) -> None:
-    wire = daemon.connect()
+def test_a_client_that_breaks_off_leaves_nothing(emptied: Daemon, sent: bytes) -> None:
+    wire = emptied.connect()
     wire.send(sent)
-    daemon.wait_until("requests", "2")
+    emptied.wait_until("requests", "2")
     wire.reset()
-    daemon.wait_until("clients", "1")
-    assert_nothing_stored(daemon)
-    assert code(daemon.ask(by_size("cut", b"again"))[-1]) == "OK"
+    emptied.wait_until("clients", "1")
+    assert_nothing_stored(emptied)
+    assert code(emptied.ask(by_size("cut", b"again"))[-1]) == "OK"
 
 
 @pytest.mark.promise("whole")
 @pytest.mark.parametrize("frames", [b"", b"DATA 3\nabc", (b"DATA 65536\n" + bytes(65536)) * 40])
-def test_abort_gives_an_upload_up(daemon: Daemon, frames: bytes) -> None:
-    with daemon.connect() as wire:
+def test_abort_gives_an_upload_up(emptied: Daemon, frames: bytes) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=given size=chunked\n" + frames + b"ABORT\n")
         assert code(wire.line()) == "cancelled"
         assert wire.last(b"list\n") == b"OK list files=0 size=0 stored=0"
-        assert_nothing_stored(daemon)
+        assert_nothing_stored(emptied)
         assert code(wire.last(by_frames("given", b"again"))) == "OK"
 
 
-def test_a_frame_over_the_limit_is_an_error(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_frame_over_the_limit_is_an_error(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=huge size=chunked\nDATA 1048577\n")
         assert code(wire.line()) in ("too-long", "usage")
-    assert_nothing_stored(daemon)
+    assert_nothing_stored(emptied)
 
 
 @pytest.mark.promise("whole")
 @pytest.mark.parametrize("line", [b"DATA", b"DATA x", b"DATA -1", b"DATA 1 2", b"DATA 1 a=b", b"nonsense"])
-def test_a_broken_frame_header_does_not_store_half_a_file(daemon: Daemon, line: bytes) -> None:
-    with daemon.connect() as wire:
+def test_a_broken_frame_header_does_not_store_half_a_file(emptied: Daemon, line: bytes) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=broken size=chunked\nDATA 3\nabc" + line + b"\n")
         wire.half_close()
         assert "OK" not in [code(reply) for reply in wire.rest().splitlines()]
-    assert_nothing_stored(daemon)
+    assert_nothing_stored(emptied)
 
 
-def test_stored_files_survive_what_is_given_up_beside_them(daemon: Daemon) -> None:
-    daemon.ask(by_size("kept", b"abc"))
-    with daemon.connect() as wire:
+def test_stored_files_survive_what_is_given_up_beside_them(emptied: Daemon) -> None:
+    emptied.ask(by_size("kept", b"abc"))
+    with emptied.connect() as wire:
         wire.send(b"put - name=cut size=10\nabc")
         wire.half_close()
         wire.rest()
-    assert_nothing_stored(daemon, but=1)
-    daemon.restart()
-    assert fetched(daemon, "kept") == b"abc"
+    assert_nothing_stored(emptied, but=1)
+    emptied.restart()
+    assert fetched(emptied, "kept") == b"abc"
 
 
 # --- progress -----------------------------------------------------------------------------------
 
 
-def test_progress_comes_when_asked_for(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_progress_comes_when_asked_for(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"put - name=slow progress=1 size=%d\n" % (3 * PART) + bytes(PART))
         row = wire.line()
         assert row.startswith(b"PROGRESS put ")

@@ -46,52 +46,52 @@ def put_in_one_pack(daemon: Daemon, wire: Wire, files: dict[str, bytes]) -> Path
     return pack
 
 
-def test_a_mostly_dead_pack_is_copied_and_goes(daemon: Daemon) -> None:
+def test_a_mostly_dead_pack_is_copied_and_goes(emptied: Daemon) -> None:
     files = dict(FILES)
-    with daemon.connect() as wire:
-        pack = put_in_one_pack(daemon, wire, files)
+    with emptied.connect() as wire:
+        pack = put_in_one_pack(emptied, wire, files)
         size = pack.stat().st_size
         for at in range(4):
             assert fields(wire.last(b"delete f%d\n" % at))["freed"] == "0"
             del files[f"f{at}"]
-        daemon.wait_until("waste", str(sum(len(FILES[f"f{at}"]) + 94 + 2 for at in range(4))))
-        assert daemon.packs() == [pack], "not worth it yet"
+        emptied.wait_until("waste", str(sum(len(FILES[f"f{at}"]) + 94 + 2 for at in range(4))))
+        assert emptied.packs() == [pack], "not worth it yet"
         doomed = ["two-parts", *(f"f{at}" for at in range(4, 20))]
         wire.last(b"delete %b\n" % " ".join(doomed).encode())
         for name in doomed:
             del files[name]
-        daemon.wait_until("packs_copied", "1")
-        daemon.wait_until("waste", "0")
-        daemon.wait_until("reclaimed", str(size))
-        (copy,) = daemon.packs()
+        emptied.wait_until("packs_copied", "1")
+        emptied.wait_until("waste", "0")
+        emptied.wait_until("reclaimed", str(size))
+        (copy,) = emptied.packs()
         assert copy != pack and copy.stat().st_size < size / 2
         assert get_all(wire, list(files)) == digests_of(files)
         assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % len(files))
         before = wire.ask(b"stat f30 parts=yes\n")
-        daemon.kill()
-    daemon.start()
-    with daemon.connect() as wire:
+        emptied.kill()
+    emptied.start()
+    with emptied.connect() as wire:
         assert wire.ask(b"stat f30 parts=yes\n") == before
         assert get_all(wire, list(files)) == digests_of(files)
         assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % len(files))
         wire.ask(b"delete %b\n" % b" ".join(name.encode() for name in files))
-        assert daemon.packs() == []
+        assert emptied.packs() == []
 
 
-def test_what_was_mostly_dead_at_the_start_is_copied(daemon: Daemon) -> None:
+def test_what_was_mostly_dead_at_the_start_is_copied(emptied: Daemon) -> None:
     files = dict(FILES)
-    with daemon.connect() as wire:
-        put_in_one_pack(daemon, wire, files)
+    with emptied.connect() as wire:
+        put_in_one_pack(emptied, wire, files)
         doomed = [f"f{at}" for at in range(38)]
         wire.send(b"delete %b\n" % " ".join(doomed).encode())
         wire.reply()
-        daemon.kill()  # before it has come to the copying, or in the middle of it, or after
+        emptied.kill()  # before it has come to the copying, or in the middle of it, or after
     for name in doomed:
         del files[name]
-    daemon.start()
-    daemon.wait_until("waste", "0")
-    assert len(daemon.packs()) == 1
-    with daemon.connect() as wire:
+    emptied.start()
+    emptied.wait_until("waste", "0")
+    assert len(emptied.packs()) == 1
+    with emptied.connect() as wire:
         assert get_all(wire, list(files)) == digests_of(files)
 
 

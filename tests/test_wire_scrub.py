@@ -10,16 +10,16 @@ import pytest
 from tests.harness import PART, Daemon, noise
 from tests.wire import code, fields
 
-#: About two seconds, and sixty, in days; as the environment has them, for YAML would want an exponent.
-TWO_SECONDS, SIXTY_SECONDS = "0.000023", "0.0007"
+#: About one second, and sixty, in days; as the environment has them, for YAML would want an exponent.
+ONE_SECOND, SIXTY_SECONDS = "0.0000116", "0.0007"
 #: Files of so many parts, each more than what is read at one go.
 FILES, PARTS = 2, 4
 
 
 @pytest.fixture
 def scrubbed(idle_daemon: Daemon) -> Daemon:
-    """A daemon that reads everything in two seconds, with two files."""
-    idle_daemon.environ["PFSD_VERIFY_EVERY"] = TWO_SECONDS
+    """A daemon that reads everything in a second, with two files."""
+    idle_daemon.environ["PFSD_VERIFY_EVERY"] = ONE_SECOND
     idle_daemon.start()
     for at in range(FILES):
         content = noise(PARTS * PART, at)

@@ -135,11 +135,11 @@ def test_help_on_nothing_known(wire: Wire) -> None:
     assert code(wire.last(b"help me\n")) == "unknown-command"
 
 
-def test_stats_count_what_is_stored(daemon: Daemon) -> None:
-    before = daemon.stats()
+def test_stats_count_what_is_stored(emptied: Daemon) -> None:
+    before = emptied.stats()
     assert before["processes"] == "2" and before["files"] == "0" and before["memory_used"] == "0"
-    daemon.ask(b"put - name=a size=100000\n" + bytes(100000))
-    after = daemon.stats()
+    emptied.ask(b"put - name=a size=100000\n" + bytes(100000))
+    after = emptied.stats()
     assert (after["files"], after["parts"], after["size"]) == ("1", "2", "100000")
     assert 0 < int(after["stored"]) < 100000, "zeros are compressed"
     assert 0 < int(after["memory_peak"]) <= int(after["memory_limit"])
@@ -157,9 +157,9 @@ def test_quit_ends_the_session_and_nothing_behind_it_runs(shared_daemon: Daemon)
     assert code(shared_daemon.ask(b"stat behind\n")[-1]) == "OK"
 
 
-def test_quit_waits_for_what_is_running(daemon: Daemon) -> None:
+def test_quit_waits_for_what_is_running(emptied: Daemon) -> None:
     size = 20 << 20
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         wire.send(b"@up put - name=a size=%d\n" % size + bytes(size) + b"@v verify\n@q quit\n")
         replies = wire.rest().splitlines()
     assert replies[-1] == b"@q OK quit"
@@ -313,14 +313,14 @@ def test_the_last_request_waits_for_uploads_whose_frames_still_come(
         assert wire.rest() == answer, "what follows the last request is not executed"
 
 
-def test_a_client_that_says_quit_and_leaves_takes_its_upload_with_it(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_client_that_says_quit_and_leaves_takes_its_upload_with_it(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"@u put - name=x size=chunked\n@u DATA 3\nabcquit\n")
-        daemon.wait_until("requests", "2")
+        emptied.wait_until("requests", "2")
         wire.reset()
-    daemon.wait_until("clients", "1")
-    daemon.wait_until("memory_used", "0")
-    assert code(daemon.ask(b"put - name=x size=1\nx")[-1]) == "OK"
+    emptied.wait_until("clients", "1")
+    emptied.wait_until("memory_used", "0")
+    assert code(emptied.ask(b"put - name=x size=1\nx")[-1]) == "OK"
 
 
 def test_the_last_answer_outlives_input_that_nobody_read(shared_daemon: Daemon) -> None:

@@ -63,41 +63,41 @@ def test_files_that_arrive_together_share_packs_and_syncs(daemon: Daemon) -> Non
         assert wire.last(b"verify\n").startswith(b"OK verify files=%d " % COUNT)
 
 
-def test_files_of_many_clients_share_packs(daemon: Daemon) -> None:
-    clients = [daemon.connect() for _ in range(20)]
+def test_files_of_many_clients_share_packs(emptied: Daemon) -> None:
+    clients = [emptied.connect() for _ in range(20)]
     for round_ in range(5):
         for at, client in enumerate(clients):
             client.send(b"put - name=c%d-%d size=4\nabcd" % (at, round_))
         assert {code(client.line()) for client in clients} == {"OK"}
     for client in clients:
         client.close()
-    assert len(daemon.packs()) < 50
+    assert len(emptied.packs()) < 50
 
 
-def test_small_files_of_the_daemons_machine_share_packs(daemon: Daemon) -> None:
+def test_small_files_of_the_daemons_machine_share_packs(emptied: Daemon) -> None:
     files = contents()
     for name, content in files.items():
-        (daemon.root / name).write_bytes(content)
-    with daemon.connect() as wire:
+        (emptied.root / name).write_bytes(content)
+    with emptied.connect() as wire:
         wire.send(b"".join(b"@%b put %b\n" % (name.encode(), name.encode()) for name in files))
         assert {code(wire.line()) for _ in files} == {"OK"}
-        assert len(daemon.packs()) < COUNT / 2
+        assert len(emptied.packs()) < COUNT / 2
         assert get_all(wire, list(files)) == digests_of(files)
 
 
-def test_a_shared_pack_goes_with_its_last_file(daemon: Daemon) -> None:
+def test_a_shared_pack_goes_with_its_last_file(emptied: Daemon) -> None:
     files = contents(50)
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         put_all(wire, files)
         names = list(files)
         for name in names[:-1]:
             assert code(wire.last(b"delete %b\n" % name.encode())) == "OK"
         assert get_all(wire, names[-1:]) == digests_of({names[-1]: files[names[-1]]})
-        daemon.wait_until("waste", "0")
-        (left,) = daemon.packs()
+        emptied.wait_until("waste", "0")
+        (left,) = emptied.packs()
         size = left.stat().st_size
         assert int(fields(wire.last(b"delete %b\n" % names[-1].encode()))["freed"]) == size
-        assert daemon.packs() == []
+        assert emptied.packs() == []
 
 
 def test_a_shared_pack_stays_for_the_reader_of_a_deleted_file(daemon: Daemon) -> None:
@@ -119,14 +119,14 @@ def test_a_shared_pack_stays_for_the_reader_of_a_deleted_file(daemon: Daemon) ->
         assert daemon.packs() == []
 
 
-def test_a_name_that_is_taken_fails_alone_and_its_bytes_are_given_back(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_name_that_is_taken_fails_alone_and_its_bytes_are_given_back(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.ask(b"put - name=taken size=1\nx")
         answers = put_all(wire, {"a": b"1", "taken": b"2", "b": b"3"})
         assert sorted(code(answer) for answer in answers) == ["OK", "OK", "exists"]
         wire.ask(b"delete a b taken\n")
-        assert daemon.packs() == []
-        assert daemon.stats()["memory_used"] == "0"
+        assert emptied.packs() == []
+        assert emptied.stats()["memory_used"] == "0"
 
 
 def test_a_process_that_dies_over_a_batch_costs_nothing(daemon: Daemon) -> None:

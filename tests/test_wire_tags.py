@@ -28,8 +28,8 @@ def test_many_tagged_requests_are_all_answered(wire: Wire) -> None:
     assert sorted(answers) == sorted(b"@%d OK ping" % at for at in range(1000))
 
 
-def test_tagged_requests_do_not_wait_for_each_other(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_tagged_requests_do_not_wait_for_each_other(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"@slow put - name=s size=chunked\n@fast ping\nping\n")
         assert {wire.line(), wire.line()} == {b"@fast OK ping", b"OK ping"}
         wire.send(b"@slow DATA 0\n")
@@ -42,10 +42,10 @@ def test_untagged_requests_wait_for_each_other(wire: Wire) -> None:
         assert [code(wire.line()), code(wire.line()), code(wire.reply()[-1])] == ["OK"] * 3
 
 
-def test_interleaved_uploads_keep_apart(daemon: Daemon) -> None:
+def test_interleaved_uploads_keep_apart(emptied: Daemon) -> None:
     contents = {tag: noise(3 * PART + number, number) for number, tag in enumerate([b"a", b"b", b"c", b"d"])}
     frame = 30_000
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         for tag in contents:
             wire.send(b"@%b put - name=%b size=chunked\n" % (tag, tag))
         for at in range(0, 3 * PART + 4, frame):
@@ -58,9 +58,9 @@ def test_interleaved_uploads_keep_apart(daemon: Daemon) -> None:
             assert fields(finals[b"@" + tag])["etag"] == etag(content)
 
 
-def test_interleaved_uploads_and_downloads(daemon: Daemon) -> None:
+def test_interleaved_uploads_and_downloads(emptied: Daemon) -> None:
     old, new = noise(40 * PART, 1), noise(40 * PART, 2)
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         wire.ask(b"put - name=old size=%d\n" % len(old) + old)
         wire.send(b"@d get old -\n@u put - name=new size=chunked\n")
         wire.send(b"".join(b"@u DATA %d\n" % PART + new[at : at + PART] for at in range(0, len(new), PART)))
@@ -77,8 +77,8 @@ def test_interleaved_uploads_and_downloads(daemon: Daemon) -> None:
     assert code(tagged(finals)[b"@d"]) == "OK"
 
 
-def test_one_upload_of_several_given_up(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_one_upload_of_several_given_up(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"@a put - name=a size=chunked\n@b put - name=b size=chunked\n@a DATA 1\nx@b DATA 1\ny@a ABORT\n")
         assert wire.line().startswith(b"@a ERR cancelled ")
         wire.send(b"@b DATA 0\n")
@@ -105,8 +105,8 @@ def test_frames_of_no_upload_are_refused_and_their_content_thrown_away(wire: Wir
     assert sorted(code(answer) for answer in answers) == ["OK", "usage"]
 
 
-def test_a_tag_in_use_is_refused(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_tag_in_use_is_refused(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"@t put - name=t size=chunked\n@t DATA 3\nabc@t ping\n")
         assert wire.line().startswith(b"@t ERR usage ")
         wire.send(b"@t DATA 0\n")
@@ -114,8 +114,8 @@ def test_a_tag_in_use_is_refused(daemon: Daemon) -> None:
         assert wire.ask(b"@t ping\n") == [b"@t OK ping"]
 
 
-def test_a_second_upload_under_a_tag_in_use_leaves_the_first_alone(daemon: Daemon) -> None:
-    with daemon.connect() as wire:
+def test_a_second_upload_under_a_tag_in_use_leaves_the_first_alone(emptied: Daemon) -> None:
+    with emptied.connect() as wire:
         wire.send(b"@t put - name=t size=chunked\n@t DATA 3\nabc@t put - name=u size=4\nquit")
         assert wire.line().startswith(b"@t ERR usage ")
         wire.send(b"@t DATA 3\ndef@t DATA 0\n")
@@ -151,26 +151,26 @@ def test_a_broken_tagged_request_answers_with_its_tag(wire: Wire) -> None:
     assert wire.last(b"@t frobnicate\n").startswith(b"@t ERR unknown-command ")
 
 
-def test_half_close_waits_for_tagged_requests(daemon: Daemon) -> None:
+def test_half_close_waits_for_tagged_requests(emptied: Daemon) -> None:
     content = noise(10 << 20)
-    with daemon.connect() as wire:
+    with emptied.connect() as wire:
         wire.send(b"@1 put - name=a size=%d\n" % len(content) + content + b"@2 verify\n@3 list\n")
         wire.half_close()
         finals = [line for line in wire.rest().splitlines() if b" OK " in line]
     assert sorted(line[:2] for line in finals) == [b"@1", b"@2", b"@3"]
 
 
-def test_the_disconnection_of_one_client_cancels_only_its_own(daemon: Daemon) -> None:
-    with daemon.connect() as stays:
+def test_the_disconnection_of_one_client_cancels_only_its_own(emptied: Daemon) -> None:
+    with emptied.connect() as stays:
         stays.send(b"@u put - name=stays size=chunked\n@u DATA 3\nabc")
-        leaves = daemon.connect()
+        leaves = emptied.connect()
         leaves.send(b"@u put - name=leaves size=chunked\n@u DATA 3\nabc")
-        daemon.wait_until("requests", "3")
+        emptied.wait_until("requests", "3")
         leaves.reset()
-        daemon.wait_until("requests", "2")
+        emptied.wait_until("requests", "2")
         stays.send(b"@u DATA 0\n")
         assert stays.line().startswith(b"@u OK put ")
-        daemon.wait_until_listed(1)
+        emptied.wait_until_listed(1)
 
 
 # --- broken frames ------------------------------------------------------------------------------

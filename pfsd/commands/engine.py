@@ -61,7 +61,7 @@ class Settings:
         return min(SMALL_BYTES, self.run_parts * self.part_size)
 
 
-@dataclass
+@dataclass(slots=True)
 class Progress:
     """How far a command is; written by the command, read by whoever shows it. `total` None is not known yet."""
 

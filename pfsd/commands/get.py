@@ -217,13 +217,11 @@ async def stream(
             damage = await _send_only_part(engine, file, wanted, send, zero_damage, flow)
             progress.bytes, progress.parts = wanted.length, 1
             return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, damage)
-        outgoing = _Outgoing(engine, file, send, zero_damage, flow)
+        outgoing = _Outgoing(engine, file, send, zero_damage, progress, flow)
         try:
             position = wanted.start
             while position < wanted.end:
-                sent = await outgoing.send_some(Range(position, wanted.end))
-                position += sent
-                progress.bytes += sent
+                position += await outgoing.send_some(Range(position, wanted.end))
         finally:
             outgoing.drop_ahead()
         return Fetched(file.id, file.name, file.size, engine.registry.etag(file.id), wanted.length, outgoing.damage)
@@ -258,11 +256,14 @@ class _Loaded(NamedTuple):
 class _Outgoing:
     """One stream of content to a connection."""
 
-    def __init__(self, engine: Engine, file: File, send: Send, zero_damage: bool, flow: Flow) -> None:
+    def __init__(
+        self, engine: Engine, file: File, send: Send, zero_damage: bool, progress: Progress, flow: Flow
+    ) -> None:
         self._engine = engine
         self._file = file
         self._send = send
         self._zero_damage = zero_damage
+        self._progress = progress
         self._flow = flow
         self._ahead: asyncio.Task[_Loaded] | None = None
         self.damage: list[Damage] = []
@@ -330,7 +331,8 @@ class _Outgoing:
         self.damage += _damage([part], rest.bad, wanted)
         view = self._engine.budget.view(extent)[piece.start - part.offset : piece.end - part.offset]
         for first in range(0, len(view), SEND_BYTES):
-            sending = asyncio.ensure_future(self._send(view[first : first + SEND_BYTES]))
+            content = view[first : first + SEND_BYTES]
+            sending = asyncio.ensure_future(self._send(content))
             try:
                 while not (await asyncio.wait({sending}, timeout=STALL_SECONDS))[0]:
                     if self._engine.budget.pressed:
@@ -341,6 +343,8 @@ class _Outgoing:
                 # Only then may the memory be given back: until it is told, the connection sends from it.
                 await finish(asyncio.wait({sending}))
             sending.result()
+            self._progress.bytes += len(content)
+        self._progress.parts += 1
         return piece.length
 
     def _give(self, loaded: _Loaded) -> None:

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults.inject import inject
@@ -42,19 +43,20 @@ class Disk:
 
     With `journal` it is an ext4, whose every sync brings everything that was renamed before to the disk too. Without, a
     sync is for nothing but what it is asked for, so that one that is left out is missed, and `e2fsck` sets right
-    what the cut has left.
+    what the cut has left. That is good for one cut: a directory that was removed before it is still there for e2fsck,
+    which mends it, and writes to blocks that belong to other files by then. A daemon removes one when it starts.
     """
 
     def __init__(self, home: Path, *, journal: bool = True, size: str = "256M") -> None:
         self.path = home / "disk"
         self.image = home / "disk.img"
-        self._journal = journal
+        self.journal = journal
         self._size = size
 
     def __enter__(self) -> Disk:
         self.path.mkdir()
         _run("truncate", "-s", self._size, self.image)
-        features = [] if self._journal else ["-O", "^has_journal"]
+        features = [] if self.journal else ["-O", "^has_journal"]
         _run("mke2fs", "-q", "-t", "ext4", *features, "-E", "lazy_itable_init=1", "-F", self.image)
         self._mount()
         return self
@@ -78,7 +80,7 @@ class Disk:
         # A sync that is under way while the file system shuts down may say that all is well when it is not: with one
         # in twenty this was so. So each has come to its end first; nobody has been told.
         daemon.freeze()
-        if self._journal:
+        if self.journal:
             self._forget()
             daemon.kill_all()
             _run("umount", self.path)
@@ -103,10 +105,10 @@ class Disk:
             os.close(fd)
 
     def _mount(self) -> None:
-        if not self._journal:
+        if not self.journal:
             checked = subprocess.run(["e2fsck", "-fy", self.image], capture_output=True, text=True)
             assert checked.returncode in (0, 1), checked.stdout
-        _run("mount", "-o", _OPTIONS if self._journal else "loop", self.image, self.path)
+        _run("mount", "-o", _OPTIONS if self.journal else "loop", self.image, self.path)
 
 
 class Snapshot(Disk):
@@ -114,7 +116,7 @@ class Snapshot(Disk):
 
     def __init__(self, disk: Disk, home: Path) -> None:
         home.mkdir()
-        super().__init__(home, journal=disk._journal)
+        super().__init__(home, journal=disk.journal)
         disk.copy(self.image)
 
     def __enter__(self) -> Snapshot:
@@ -138,13 +140,28 @@ def power_cut_run(
 ) -> list[str]:
     """Cut the power under a working daemon, `rounds` times on one store: what was wrong when it was back.
 
-    Each time it works for up to `seconds`. `daemon_faults` are armed as in `inject`, `journal` is that of the `Disk`;
-    the run ends with the first violation.
+    Each time it works for up to `seconds`. `daemon_faults` are armed as in `inject`, `journal` is that of the `Disk`,
+    and without there is a new store for each cut; the run ends with the first violation.
     """
     seed = seed_of_run() if seed is None else seed
     print(f"PFSD_SEED={seed}")
+    if journal:
+        return _cut_again_and_again(Disk(home), seed, daemon_faults, rounds, seconds, rerun)
+    for number in range(rounds):
+        once = home / str(number)
+        once.mkdir()
+        wrong = _cut_again_and_again(Disk(once, journal=False), seed + number, daemon_faults, 1, seconds, rerun)
+        if wrong:
+            return wrong
+        shutil.rmtree(once)
+    return []
+
+
+def _cut_again_and_again(
+    disk: Disk, seed: int, daemon_faults: Sequence[str], rounds: int, seconds: float, rerun: str
+) -> list[str]:
     moment = random.Random(seed)
-    with Disk(home, journal=journal) as disk, disk.daemon() as daemon, Oracle(home, seed, rerun=rerun) as oracle:
+    with disk, disk.daemon() as daemon, Oracle(disk.path.parent, seed, rerun=rerun) as oracle:
         inject(daemon, *daemon_faults)
         daemon.start()
         for _ in range(rounds):
@@ -153,7 +170,7 @@ def power_cut_run(
                     oracle.wait(moment.uniform(0.005, seconds))
                     oracle.fault()
                     disk.cut(daemon)
-                for _ in range(moment.choice([0, 0, 1, 3])):  # and again while it starts
+                for _ in range(moment.choice([0, 0, 1, 3]) if disk.journal else 0):  # and again while it starts
                     daemon.spawn()
                     time.sleep(moment.uniform(0.005, 0.6))  # there is no event to wait for: any moment is meant
                     disk.cut(daemon)

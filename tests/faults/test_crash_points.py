@@ -114,9 +114,9 @@ class Client:
 
 
 def _is_calm(daemon: Daemon) -> bool:
-    """Whether nothing goes on behind the answers."""
+    """Whether nothing goes on behind the answers: no pack is left to be copied, but one whose copying was given up."""
     stats = daemon.stats()
-    return stats["waste"] == "0" and stats["processes_busy"] == "0"
+    return stats["processes_busy"] == "0" and (stats["waste"] == "0" or "stays as it is" in daemon.log)
 
 
 def _files(wire: Wire) -> Files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from hashlib import md5
@@ -16,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.faults import offline, store
 from tests.faults.conftest import Count, directory_in_memory
 from tests.faults.inject import compact_above
-from tests.harness import PATIENCE_SECONDS, Daemon, etag, noise
+from tests.harness import Daemon, etag, noise, wait_for
 from tests.wire import code, fields
 
 PART = 4 << 10
@@ -114,9 +113,7 @@ class Machine(RuleBasedStateMachine):
             getattr(wire, leave)()
             if leave == "half_close":
                 assert code(wire.reply()[-1]) == "usage"
-        until = time.monotonic() + PATIENCE_SECONDS
-        while b"STAT clients=1" not in self.wire.ask(b"stats\n"):
-            assert time.monotonic() < until, "who has left is still there"
+        wait_for(lambda: b"STAT clients=1" in self.wire.ask(b"stats\n"), lambda: "who has left is still there")
 
     def new_content(self, size: int) -> bytes:
         """Bytes that no codec makes smaller, so each of them matters."""
@@ -297,12 +294,14 @@ class Machine(RuleBasedStateMachine):
 
     def rows(self) -> list[dict[str, str]]:
         """What is listed, when what was replaced is gone."""
-        until = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            rows = [fields(row) for row in self.wire.ask(b"list\n")[:-1]]
-            if all(row["status"] in ("ready", "damaged") for row in rows):
-                return rows
-            assert time.monotonic() < until, f"it never came to an end: {rows}"
+        rows: list[dict[str, str]] = []
+
+        def are_at_rest() -> bool:
+            rows[:] = [fields(row) for row in self.wire.ask(b"list\n")[:-1]]
+            return all(row["status"] in ("ready", "damaged") for row in rows)
+
+        wait_for(are_at_rest, lambda: f"it never came to an end: {rows}")
+        return rows
 
     @invariant()
     def it_lists_what_it_must_hold(self) -> None:
@@ -319,10 +318,7 @@ class Machine(RuleBasedStateMachine):
             self.stat(name, False)
         self.verify(mended=False)
         self.verify(mended=True)
-        until = time.monotonic() + PATIENCE_SECONDS
-        while left := self.daemon.staged():
-            assert time.monotonic() < until, f"staged, and nobody comes for it: {left}"
-            self.wire.ask(b"ping\n")
+        wait_for(lambda: not self.daemon.staged(), lambda: f"staged, and nobody comes for it: {self.daemon.staged()}")
 
 
 @pytest.mark.promise("durable")
