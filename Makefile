@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run test pytest test-all test-faults soak fuzz check format man bench clean
+.PHONY: run dist test pytest test-all test-faults soak fuzz check format man bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -48,6 +48,11 @@ man: $(VENV)/ready-dev
 # `make bench ARGS=--quick` only sees that all of it works.
 bench: $(VENV)/ready-bench
 	@$(BIN)/python bench/run.py $(ARGS)
+
+# A source distribution and a wheel, in dist/.
+dist: $(VENV)/ready-dev
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation >&2
 
 clean:
 	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

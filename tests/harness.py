@@ -122,7 +122,7 @@ class Daemon:
         assert process.stdout is not None
         addresses = self._settings["listen"]
         count = (len(addresses) if isinstance(addresses, list) else 1) + bool(self._settings.get("http"))
-        self.ready_lines = _lines(process.stdout, count)
+        self.ready_lines = lines_of(process.stdout, count)
         if len(self.ready_lines) != count:
             self.process = None  # nobody needs to stop it, and that it could not be stopped would hide why
             process.kill()
@@ -331,7 +331,7 @@ def _environ() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(SERVER.parent)}
 
 
-def _lines(stream: IO[bytes], count: int) -> list[str]:
+def lines_of(stream: IO[bytes], count: int) -> list[str]:
     """`count` lines from a pipe, fewer when it ends or PATIENCE_SECONDS pass."""
     until = time.monotonic() + PATIENCE_SECONDS
     received = b""

@@ -61,12 +61,13 @@ class Top(App[None]):
     #status { color: $text-muted; }
     #status.lost { color: $text; background: $error; }
     #commands { height: 1fr; }
-    #filter { display: none; height: 1; border: none; padding: 0; }
-    #filter.open { display: block; }
+    #filter { height: 1; border: none; padding: 0; }
     """
+    TITLE = "pfs top"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
         Binding("q", "quit", "Quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("p", "pause", "Pause"),
         Binding("s", "sort", "Sort"),
         Binding("slash", "filter", "Filter", key_display="/"),
@@ -94,7 +95,9 @@ class Top(App[None]):
         yield Static(id="summary")
         yield Static(id="status")
         yield DataTable(id="commands", cursor_type="row", zebra_stripes=False, cell_padding=0)
-        yield Input(id="filter", placeholder="part of a command, client or name", compact=True)
+        line = Input(id="filter", placeholder="part of a command, client or name", compact=True)
+        line.display = False
+        yield line
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
@@ -185,8 +188,8 @@ class Top(App[None]):
     def action_filter(self) -> None:
         """Let a filter be typed; it takes effect with each key."""
         line = self.query_one("#filter", Input)
-        line.add_class("open")
-        line.focus()
+        line.display = True
+        self.set_focus(line)  # at once: the next key is for it already
 
     def action_clear(self) -> None:
         """Show everything again."""
@@ -194,8 +197,8 @@ class Top(App[None]):
         self._close_filter()
 
     def _close_filter(self) -> None:
-        self.query_one("#filter", Input).remove_class("open")
-        self.query_one(DataTable).focus()
+        self.query_one("#filter", Input).display = False
+        self.set_focus(self.query_one(DataTable))
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """The filter is another one."""

@@ -29,8 +29,13 @@ async def run(connect: Connect, address: str, *, interval: float, once: bool, as
         if live:
             from pfsd.top.app import Top
 
-            await Top(watcher, recorder, first, address, interval).run_async()
-        elif as_json and not once:
+            app = Top(watcher, recorder, first, address, interval)
+            await app.run_async()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError  # textual restores the terminal, and then takes it for a normal end
+            return app.return_code or 0
+        if as_json and not once:
             await _json_lines(watcher, recorder, first, interval)
         else:
             # Rates take a second look.

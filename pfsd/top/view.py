@@ -139,7 +139,7 @@ def _workers(workers: Sequence[Worker], width: int) -> Line:
 
 def _files(view: View) -> Line:
     number = view.sample.number
-    text = f"{number('files')}, {show_size(number('size'))} in {show_size(number('stored'))}"
+    text = f"{number('files')}, {show_size(number('size'))} stored in {show_size(number('stored'))}"
     if number("waste"):
         text += f", {show_size(number('waste'))} waste"
     return [Piece("files   ", LABEL), Piece(text)]
@@ -185,7 +185,11 @@ class Column:
 
 
 def _progress(row: Row) -> str:
-    return "" if row.done is None else f"{bar(row.done, BAR_WIDTH)} {math.floor(row.done * 100):3} %"
+    return "" if row.done is None else bar(row.done, BAR_WIDTH)
+
+
+def _percent(row: Row) -> str:
+    return _UNKNOWN if row.done is None else f"{math.floor(row.done * 100)} %"
 
 
 def _moved(row: Row) -> str:
@@ -194,8 +198,9 @@ def _moved(row: Row) -> str:
 
 COLUMNS = [
     Column("COMMAND", 7, 9, lambda row: row.command.verb),
-    Column("PROGRESS", BAR_WIDTH + 6, 6, _progress),
-    Column("DONE", 10, 4, _moved, True),
+    Column("PROGRESS", BAR_WIDTH, 6, _progress),
+    Column("DONE", 5, 8, _percent, True),
+    Column("BYTES", 10, 4, _moved, True),
     Column("RATE", 12, 7, lambda row: show_rate(row.rate), True),
     Column("LEFT", 11, 5, lambda row: show_span(row.left), True),
     Column("TIME", 11, 3, lambda row: show_span(row.command.seconds), True),
