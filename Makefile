@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: run dist test pytest test-all test-faults soak fuzz check format bench clean
+.PHONY: run dist test pytest test-all test-faults soak fuzz check format man bench clean
 
 # Start a daemon on config.yaml if none answers, then open the interactive client. Commands can be piped in.
 run: $(VENV)/ready
@@ -40,6 +40,10 @@ check: $(VENV)/ready-dev
 
 format: $(VENV)/ready-dev
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+# Write the manual pages anew, from the parsers and config.yaml; a test tells when that is due.
+man: $(VENV)/ready-dev
+	@$(BIN)/python docs/man/generate.py
 
 # `make bench ARGS=--quick` only sees that all of it works.
 bench: $(VENV)/ready-bench

@@ -26,7 +26,7 @@ from pfsd.errors import Changed, Denied, PfsdError, RequestError, from_os_error
 from pfsd.exchange import ConnectionLost
 from pfsd.link import Link, nonsense
 from pfsd.protocol import MAX_FRAME, Reply, Word
-from pfsd.results import Outcome, Retrieved, StoredFile
+from pfsd.results import Outcome, Retrieved, StoredFile, UnderWay
 from pfsd.transfer import Draft, KeptDraft
 from pfsd.tree import Folders, local_path
 
@@ -128,8 +128,13 @@ class Uploads(_Transfers[StoredFile]):
         self._resume = resume
         self._offsets: dict[bytes, int] = {}  # tag -> where to go on, once the daemon has said so
         self._waiting: dict[bytes, str] = {}  # tag -> path
+        self._sending: UnderWay | None = None
         self._batch = memoryview(bytearray(BATCH + SMALL + protocol.MAX_LINE))
         self._used = 0  # of the batch
+
+    def under_way(self) -> list[UnderWay]:
+        """The big file that is being sent, for who looks between two steps."""
+        return [] if self._sending is None else [self._sending]
 
     def run(self, files: Iterable[tuple[str, bytes]]) -> Iterator[list[Outcome[StoredFile]]]:
         """Store regular files under names. ConnectionLost ends it; every other error is an outcome."""
@@ -174,6 +179,7 @@ class Uploads(_Transfers[StoredFile]):
             else:
                 yield from self._send(path, name, file, status)
         finally:
+            self._sending = None
             os.close(file)
 
     def _request(self, name: bytes, size: bytes, tag: bytes) -> bytes:
@@ -215,6 +221,7 @@ class Uploads(_Transfers[StoredFile]):
                     raise _changed()
                 at += sent
                 self.bytes += sent
+                self._sending = UnderWay(path, at, status.st_size)
                 self._receive(wait=False)
                 if self._due():
                     yield self._taken()
@@ -257,6 +264,7 @@ class Uploads(_Transfers[StoredFile]):
                     raise _changed()
                 at += sent
                 self.bytes += sent
+                self._sending = UnderWay(path, at, status.st_size)
                 self._receive(wait=False)
                 if self._due():
                     yield self._taken()
@@ -375,6 +383,11 @@ class Downloads(_Transfers[Retrieved]):
         self._left = 0  # of the frame being received
         self._receiver: _Download | None = None  # of that frame; None throws it away
 
+    def under_way(self) -> list[UnderWay]:
+        """The files of which something has come, for who looks between two steps."""
+        downloads = [each for each in self._waiting.values() if each.received]
+        return [UnderWay(self._shown(each.path), each.offset + each.received, None) for each in downloads]
+
     def run(self, files: Iterable[tuple[Word, bytes]]) -> Iterator[list[Outcome[Retrieved]]]:
         """Retrieve files to relative paths. ConnectionLost ends it; every other error is an outcome.
 
@@ -391,14 +404,32 @@ class Downloads(_Transfers[Retrieved]):
     ) -> Iterator[list[Outcome[Retrieved]]]:
         """Retrieve one file, going on with what is there of it; what comes is kept even if not all does.
 
-        `key` stands for the content, whose parts have these sizes and MD5s. Any path will do. Else as `run`.
+        `key` stands for the content, whose parts have these sizes and MD5s. Without a folder any path will do. Else as
+        `run`.
         """
 
         def prepare(_: bytes) -> _Download:
             draft = KeptDraft(path, self._replace, key)
             return _Download(path, draft, draft.resume(parts))
 
-        return self._run(iter([(file, os.fsencode(path))]), prepare)
+        def prepare_below(name: bytes) -> _Download:
+            return self._kept(folders, name, key, parts)
+
+        if not self._folder:
+            yield from self._run(iter([(file, os.fsencode(path))]), prepare)
+            return
+        folders = Folders(self._folder)
+        try:
+            yield from self._run(iter([(file, os.fsencode(path))]), prepare_below)
+        finally:
+            folders.close()
+
+    def _kept(self, folders: Folders, name: bytes, key: str, parts: Iterable[tuple[int, str]]) -> _Download:
+        path = local_path(name)
+        folder, _, last = path.rpartition("/")
+        descriptor = partial(folders.descriptor, folder)
+        draft = KeptDraft(last, self._replace, key, folder=descriptor, shown=self._shown(path))
+        return _Download(path, draft, draft.resume(parts))
 
     def _run(self, todo: Iterator[tuple[Word, bytes]], prepare: Prepare) -> Iterator[list[Outcome[Retrieved]]]:
         link = self._open()

@@ -1,7 +1,7 @@
 """The two programs: `server_main` runs the daemon, `client_main` one command of the client or the interactive one.
 
-They turn what happened into an exit code and, at most, one line on stderr. What either needs is imported when it
-is needed, so that the client starts fast and the daemon loads nothing of the client.
+They turn what happened into an exit code and, at most, one line on stderr, or with --json one object on stdout. What
+either needs is imported when it is needed, so that the client starts fast and the daemon loads nothing of the client.
 """
 
 from __future__ import annotations
@@ -9,147 +9,134 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pfsd.errors import FatalError, PfsdError, UsageError, from_os_error
+from pfsd import syntax
+from pfsd.errors import FatalError, Internal, PfsdError, UsageError, from_os_error
 
 if TYPE_CHECKING:
-    from pfsd import console
     from pfsd.client import Client
+    from pfsd.config import Config
+    from pfsd.console.output import Output
+    from pfsd.progress import Watch
 
+FAILED, INTERRUPTED = 1, 130
 EX_USAGE = 64
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "config.yaml"
+_ANSWER_TO_SIGTERM = 128 + signal.SIGTERM
 
 
-def server_main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon until it is told to stop, or `bench`; returns the exit code of the process."""
+# --- the daemon ---------------------------------------------------------------------------------
+
+
+def server_main(argv: Sequence[str] | None = None, *, program: str = "pfsd", config: Path | None = None) -> int:
+    """Run the daemon until it is told to stop, or another command of `pfsd`; returns the exit code of the process.
+
+    `program` is what people type to have this run; `config` the file to use if nobody names one, in place of those
+    that are looked for.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
     _hold_standard_streams()
     try:
-        arguments = _server_parser().parse_args(argv)
-    except SystemExit as end:
+        arguments = syntax.server_parser(program).parse_args(words)
+        return _serve_command(_Server(arguments, program, config), arguments.command)
+    except SystemExit as end:  # --help or --version was shown
         return EX_USAGE if end.code else 0
-    try:
-        return int(arguments.run(arguments))
     except UsageError as error:
-        print(f"pfsd: {error}", file=sys.stderr)
-        return EX_USAGE
+        return _server_failed(words, error.code, str(error), EX_USAGE)
     except FatalError as error:
-        print(f"pfsd: {error}", file=sys.stderr)
-        return error.exit_code
+        return _server_failed(words, "fatal", str(error), error.exit_code)
     except ModuleNotFoundError as error:
-        print(_not_installed(error), file=sys.stderr)
-        return 1
+        return _server_failed(words, "internal", _not_installed(error), FAILED)
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has seen enough
+        return FAILED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
-def _server_parser() -> argparse.ArgumentParser:
-    from pfsd import __version__
-
-    parser = argparse.ArgumentParser(
-        prog="pfsd",
-        description="A parallel file storage daemon driven by lines of text over a socket.",
-        epilog="Exit codes: 0 stopped; 64 bad command line; 65 registry damaged; 70 no I/O processes; "
-        "71 cannot listen; 73 store in use or not creatable; 74 storage failed while running; 75 stop timed out; "
-        "78 bad configuration.",
-    )
-    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="(%(default)s)")
-    parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
-    parser.set_defaults(run=_serve)
-    commands = parser.add_subparsers(title="instead of the daemon", metavar="")
-    bench = commands.add_parser(
-        "bench",
-        help="measure which settings suit this machine",
-        description="Measure hashing, coding, the store's disk and processes beside each other, and advise settings. "
-        "Needs no daemon and leaves nothing behind.",
-    )
-    bench.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=f"({DEFAULT_CONFIG})")
-    bench.add_argument("--seconds", metavar="N", type=_seconds, default=12.0, help="for about so long (%(default)g)")
-    bench.add_argument("--path", metavar="DIR", type=Path, help="try the disk there (the store's directory)")
-    bench.add_argument("--json", action="store_true", help="print JSON")
-    bench.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="*",
-        type=Path,
-        help="content to sample, also directories (what is under the roots)",
-    )
-    bench.set_defaults(run=_bench)
-    _add_rescue(commands)
-    return parser
+def _server_failed(words: Sequence[str], code: str, message: str, exit_code: int) -> int:
+    if "--json" in words:
+        print(json.dumps({"type": "error", "code": code, "message": message, "exit_code": exit_code}))
+    else:
+        print(f"pfsd: {message}", file=sys.stderr)
+    return exit_code
 
 
-_RESCUE = """\
-For a store that no daemon uses; while one runs, its clients' `verify` reads and checks content. The last line of output
-is what to type next. docs/recovery.md explains all three.
-"""
-_RESCUE_CODES = """
-examples:
-  python server.py check                 is all well? headers and journal; seconds
-  python server.py check --data          the same, and reads every byte
-  python server.py rebuild --dry-run     what would come back; changes nothing
-  python server.py rebuild               make the registries anew from packs and journal
-  python server.py repair                mend a journal that is damaged in its middle, mark damaged parts
+class _Server:
+    """What the commands of `pfsd` work with: the words, and the configuration that they mean."""
 
-Exit codes: 0 all agrees, or done; 65 something is damaged, or only rebuild can help; 73 no store, or a daemon has it;
-74 the disk failed; 78 bad configuration.
-"""
+    def __init__(self, arguments: argparse.Namespace, program: str, beside: Path | None) -> None:
+        self.arguments = arguments
+        self.program = program
+        self._beside = beside
 
+    @property
+    def file(self) -> Path | None:
+        """The configuration file in force."""
+        return _config_file(self.arguments, self._beside)
 
-def _add_rescue(commands: Any) -> None:
-    """The commands for bad days."""
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--config", metavar="FILE", type=Path, default=argparse.SUPPRESS, help=f"({DEFAULT_CONFIG})")
-    options.add_argument("--json", action="store_true", help="print JSON Lines")
-    for name, what, more in (
-        ("check", "say what of a store is damaged", "Changes nothing."),
-        ("rebuild", "make the registries anew from the packs", "Keeps the old journal, and removes nothing."),
-        ("repair", "mend a damaged journal", "Keeps the old journal, and removes nothing."),
-    ):
-        command = commands.add_parser(
-            name,
-            help=what,
-            description=f"{what.capitalize()}. {more}\n{_RESCUE}",
-            epilog=_RESCUE_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[options],
-        )
-        if name in ("check", "repair"):
-            command.add_argument("--data", action="store_true", help="read all content and compare it with its MD5")
-        elif name == "rebuild":
-            command.add_argument("--dry-run", action="store_true", help="only say what would be done")
-        command.set_defaults(run=_rescue, command=name)
+    def settings(self) -> Config:
+        """The configuration; without a file, the directory that its paths count from is made."""
+        from pfsd import config
+
+        if self.file is None:
+            config.make_home(os.environ)
+        return config.load(self.file, os.environ)
+
+    def typed(self, command: str) -> str:
+        """What to type for a command on the same configuration."""
+        words = [*self.program.split(), *command.split()]
+        if self.arguments.config is not None:
+            words += ["--config", str(self.arguments.config)]
+        return shlex.join(words)
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.01 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("must be 0.01 to 3600 seconds")
-    return seconds
+def _config_file(arguments: argparse.Namespace, beside: Path | None) -> Path | None:
+    from pfsd import config
+
+    named: Path | None = arguments.config
+    if named is not None:
+        return named
+    return beside if beside is not None and not os.environ.get("PFSD_CONFIG") else config.find(os.environ)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    from pfsd import config, logs
+def _serve_command(server: _Server, command: str) -> int:
+    match command:
+        case "serve":
+            return _serve(server)
+        case "bench":
+            return _bench(server)
+        case "config show" | "config check":
+            return _config(server, command)
+        case "completion":
+            return _completion(syntax.server_parser(), server.arguments.shell)
+        case _:
+            return _rescue(server, command)
 
-    settings = config.load(arguments.config, os.environ)
+
+def _serve(server: _Server) -> int:
+    from pfsd import logs
+
+    settings = server.settings()
     logs.start(settings.log_level)
     from pfsd import daemon
 
     return daemon.main(settings)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    import json
+def _bench(server: _Server) -> int:
+    from pfsd import advise, measure
 
-    from pfsd import advise, config, measure
-
-    settings = config.load(arguments.config, os.environ)
+    arguments = server.arguments
+    settings = server.settings()
     if arguments.path is not None and not arguments.path.is_dir():
         raise UsageError(f"--path {arguments.path} must be a directory that exists")
     directory = arguments.path or measure.existing(settings.path)
@@ -162,32 +149,39 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _rescue(arguments: argparse.Namespace) -> int:
-    import shlex
+def _config(server: _Server, command: str) -> int:
+    from pfsd import effective
 
-    from pfsd import config
+    settings = server.settings()
+    _print_every_name()
+    what = effective.show if command == "config show" else effective.check
+    what(settings, server.file, server.arguments.json, print)
+    sys.stdout.flush()
+    return 0
+
+
+def _rescue(server: _Server, command: str) -> int:
     from pfsd.rescue import check, rebuild, repair
     from pfsd.rescue.report import Report
 
-    def typed(command: str) -> str:
-        words = ["python", "server.py", *command.split()]
-        if arguments.config != DEFAULT_CONFIG:
-            words += ["--config", str(arguments.config)]
-        return shlex.join(words)
+    arguments = server.arguments
+    settings = server.settings()
+    _print_every_name()
+    report = Report(arguments.json, print, server.typed)
+    if command == "check":
+        return check.check(settings, report, arguments.data)
+    if command == "rebuild":
+        return rebuild.rebuild(settings, report, arguments.dry_run)
+    return repair.repair(settings, report, arguments.data)
 
-    settings = config.load(arguments.config, os.environ)
+
+def _print_every_name() -> None:
+    """No name keeps a store from being mended, nor a path its configuration from being shown."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # no name keeps a store from being mended
-    report = Report(arguments.json, print, typed)
-    try:
-        if arguments.command == "check":
-            return check.check(settings, report, arguments.data)
-        if arguments.command == "rebuild":
-            return rebuild.rebuild(settings, report, arguments.dry_run)
-        return repair.repair(settings, report, arguments.data)
-    except BrokenPipeError:
-        _drop_output()  # whoever read it has seen enough
-        return 1
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+# --- both ---------------------------------------------------------------------------------------
 
 
 def _hold_standard_streams() -> None:
@@ -206,60 +200,15 @@ def _hold_standard_streams() -> None:
 
 
 def _not_installed(error: ModuleNotFoundError) -> str:
-    return f"pfsd: this Python lacks the module {error.name}; `make run` sets up one that has it: .venv/bin/python"
+    return f"this Python lacks the module {error.name}; `make run` sets up one that has it: .venv/bin/python"
 
 
-# --- the client ---------------------------------------------------------------------------------
+def _completion(parser: syntax.Parser, shell: str) -> int:
+    from pfsd import completions
 
-_EPILOG = """\
-Without a command it is interactive; commands can also be piped in, one a line. FILE is a stored file: plain digits are
-its id, anything else (or anything, with --by-name) its name. Local paths are on this side of the connection.
-
---json prints one JSON object a line for every result, row and error ({"type": "error", "code": ..., "message": ...}).
-A name that is not UTF-8 is spelt readably in "name" and byte by byte in "name_hex". With get FILE - they go to stderr.
-
-PFSD_SERVER, PFSD_CA and PFSD_TOKEN in the environment stand for --server, --ca and the token.
-Exit codes: 0 done, 1 failed, 2 usage, 3 partial, 4 not found, 5 cannot connect, 130 interrupted,
-143 terminated.
-"""
-_ANSWER_TO_SIGTERM = 128 + signal.SIGTERM
-
-
-def client_main(argv: Sequence[str] | None = None) -> int:
-    """Run one command, or the interactive command line; returns the exit code of the process."""
-    from pfsd import console
-
-    words = sys.argv[1:] if argv is None else list(argv)
-    _hold_standard_streams()
-    out = console.Output(as_json="--json" in words)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # JSON is UTF-8 whatever the locale; a terminal is spared what it cannot show.
-            stream.reconfigure(encoding="utf-8" if out.as_json else None, errors="backslashreplace")
-    try:
-        arguments = _client_parser().parse_args(words)
-        token = _token(arguments.token_file)
-        return _run(_client(arguments, token))
-    except SystemExit as end:  # --help or --version was shown
-        return int(end.code or 0)
-    except PfsdError as error:
-        out.error(error)
-        return console.exit_code(error)
-    except BrokenPipeError:
-        _drop_output()  # whoever read it has seen enough
-        return console.FAILED
-    except OSError as error:  # commands and connections turn theirs into a PfsdError
-        _drop_output()
-        refusal = from_os_error(error, "standard input or output")
-        print(f"pfsd: {refusal.code}: {refusal}", file=sys.stderr)
-        return console.FAILED
-    except ModuleNotFoundError as error:
-        print(_not_installed(error), file=sys.stderr)
-        return console.FAILED
-    except KeyboardInterrupt:
-        return console.INTERRUPTED
-    except asyncio.CancelledError:
-        return _ANSWER_TO_SIGTERM
+    print(completions.script(parser, shell))
+    sys.stdout.flush()
+    return 0
 
 
 def _drop_output() -> None:
@@ -267,66 +216,71 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _client_parser() -> argparse.ArgumentParser:
-    from pfsd import __version__, console
-    from pfsd.client import DEFAULT_ADDRESS
-
-    def shared(default: object) -> console.Parser:
-        """Options that may stand before the command or after it."""
-        options = console.Parser(add_help=False, argument_default=default)
-        options.add_argument("--json", action="store_true", default=default, help="print JSON Lines")
-        options.add_argument("--quiet", action="store_true", default=default, help="show no bars and confirmations")
-        return options
-
-    parser = console.Parser(
-        prog="client.py",
-        description="The client of pfsd, a parallel file storage daemon.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared(False)],
-    )
-    server = os.environ.get("PFSD_SERVER") or None
-    forms = "HOST:PORT, tls://HOST:PORT or unix:PATH"
-    parser.add_argument(
-        "--server",
-        metavar="ADDRESS",
-        default=server,
-        help=f"{forms} ({DEFAULT_ADDRESS})",
-    )
-    ca = os.environ.get("PFSD_CA") or None
-    parser.add_argument(
-        "--ca", metavar="FILE", default=ca, type=Path, help="who vouches for the daemon's certificate, as PEM"
-    )
-    parser.add_argument("--token-file", metavar="FILE", type=Path, help="its first line is the daemon's token")
-    parser.add_argument("--spawn", action="store_true", help="start a daemon if none answers")
-    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULT_CONFIG, help="its configuration")
-    parser.add_argument("--version", action="version", version=f"pfsd {__version__}")
-    commands = console.add_commands(parser, [shared(argparse.SUPPRESS)])
-    top = commands.add_parser(
-        "top",
-        help="watch the daemon work",
-        description="Watch the daemon work, live on a terminal (extra pfsd[tui]); otherwise once, as text.",
-        parents=[shared(argparse.SUPPRESS)],
-    )
-    top.add_argument("--once", action="store_true", help="print one snapshot")
-    top.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between looks (%(default)g)")
-    top.set_defaults(command="top")
-    return parser
+# --- the client ---------------------------------------------------------------------------------
 
 
-def _interval(text: str) -> float:
+def client_main(argv: Sequence[str] | None = None, *, program: str = "pfs", config: Path | None = None) -> int:
+    """Run one command, or the interactive command line; returns the exit code of the process.
+
+    `program` and `config` are as with `server_main`; the configuration is that of a daemon to be started.
+    """
+    from pfsd.console import output
+    from pfsd.console.run import cut_short
+
+    words = sys.argv[1:] if argv is None else list(argv)
+    _hold_standard_streams()
+    out = output.Output(as_json="--json" in words, quiet="--quiet" in words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # JSON is UTF-8 whatever the locale; a terminal is spared what it cannot show.
+            stream.reconfigure(encoding="utf-8" if out.as_json else None, errors="backslashreplace")
+    arguments: argparse.Namespace | None = None
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError("must be 0.1 to 3600 seconds")
-    return seconds
+        arguments = syntax.client_parser(program).parse_args(words)
+        if getattr(arguments, "command", None) == "completion":
+            return _completion(syntax.client_parser(), arguments.shell)
+        _settle(arguments, os.environ)
+        return _run(_client(arguments, config))
+    except SystemExit as end:  # --help or --version was shown
+        return int(end.code or 0)
+    except PfsdError as error:
+        return _client_failed(out, error, output.exit_code(error))
+    except BrokenPipeError:
+        _drop_output()  # whoever read it has seen enough
+        return FAILED
+    except OSError as error:  # commands and connections turn theirs into a PfsdError
+        _drop_output()
+        return _client_failed(out, from_os_error(error, "standard input or output"), FAILED)
+    except ModuleNotFoundError as error:
+        return _client_failed(out, Internal(_not_installed(error)), FAILED)
+    except KeyboardInterrupt:
+        return _client_failed(out, cut_short(arguments, "interrupted"), INTERRUPTED)
+    except asyncio.CancelledError:
+        return _client_failed(out, cut_short(arguments, "terminated"), _ANSWER_TO_SIGTERM)
 
 
-def _token(path: Path | None) -> str | None:
+def _client_failed(out: Output, error: PfsdError, exit_code: int) -> int:
+    try:
+        out.error(error)
+    except OSError:  # there is nobody who could be told
+        _drop_output()
+    return exit_code
+
+
+def _settle(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Take from the environment what the command line leaves open. UsageError for a token that cannot be read."""
+    arguments.server = arguments.server or environ.get("PFSD_SERVER") or None
+    if arguments.ca is None and environ.get("PFSD_CA"):
+        arguments.ca = Path(environ["PFSD_CA"])
+    arguments.token = _token(arguments.token_file, environ)
+
+
+def _token(path: Path | None, environ: Mapping[str, str]) -> str | None:
+    named = environ.get("PFSD_TOKEN_FILE")
+    if path is None and named and named != "null":  # as the daemon's configuration has it
+        path = Path(named)
     if path is None:
-        return os.environ.get("PFSD_TOKEN") or None
+        return environ.get("PFSD_TOKEN") or None
     try:
         with open(path) as file:
             return file.readline().strip()
@@ -347,9 +301,9 @@ def _run(program: Coroutine[Any, Any, int]) -> int:
         return runner.run(program)
 
 
-async def _client(arguments: argparse.Namespace, token: str | None) -> int:
-    from pfsd import console
+async def _client(arguments: argparse.Namespace, config: Path | None) -> int:
     from pfsd.client import DEFAULT_ADDRESS, Client
+    from pfsd.console.output import Output
 
     task = asyncio.current_task()
     assert task is not None
@@ -358,30 +312,42 @@ async def _client(arguments: argparse.Namespace, token: str | None) -> int:
     if arguments.spawn:
         from pfsd import spawn
 
-        address = await spawn.daemon(arguments.config, arguments.server, arguments.quiet, arguments.ca)
-    connect = partial(Client.connect, address, token, ca=arguments.ca)
+        file = _config_file(arguments, config)
+        address = await spawn.daemon(file, arguments.server, arguments.quiet, arguments.ca)
+    connect = partial(Client.connect, address, arguments.token, ca=arguments.ca)
     if getattr(arguments, "command", None) == "top":
         from pfsd.top import run as top
 
         return await top.run(connect, address, interval=arguments.interval, once=arguments.once, as_json=arguments.json)
     async with await connect() as client:
-        if hasattr(arguments, "run"):
-            return await _command(client, arguments, console.Output(as_json=arguments.json, quiet=arguments.quiet))
+        if hasattr(arguments, "command"):
+            return await _command(client, arguments, Output(as_json=arguments.json, quiet=arguments.quiet))
     from pfsd import shell
 
     return await shell.run(connect, as_json=arguments.json, quiet=arguments.quiet)
 
 
-async def _command(client: Client, arguments: argparse.Namespace, out: console.Output) -> int:
-    from pfsd import console, progress
+async def _command(client: Client, arguments: argparse.Namespace, out: Output) -> int:
+    from pfsd import progress
+    from pfsd.console.run import run
 
-    display = None if arguments.quiet or arguments.command not in ("put", "get", "verify") else progress.bars()
-    if display is None:
-        return await console.run(client, arguments, out, progress.unwatched)
-    with display:
+    if getattr(arguments, "progress", False):
+        return await run(client, arguments, out, _status(arguments, out))
+    bars = None if arguments.quiet or arguments.command not in ("put", "get", "verify") else progress.bars()
+    if bars is None:
+        return await run(client, arguments, out, progress.unwatched)
+    with bars:
         # On the terminal that shows the bars, lines have to go above them.
         if sys.stdout.isatty():
-            out.print_with(display.print, display.print)
+            out.print_with(bars.print, bars.print)
         else:
-            out.print_with(None, display.print)
-        return await console.run(client, arguments, out, display)
+            out.print_with(None, bars.print)
+        return await run(client, arguments, out, bars)
+
+
+def _status(arguments: argparse.Namespace, out: Output) -> Watch:
+    from pfsd import progress
+
+    if not arguments.json:
+        raise UsageError("--progress goes with --json; a terminal shows bars by itself")
+    return progress.status(lambda facts: out.row("status", facts, ""))

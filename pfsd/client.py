@@ -57,6 +57,7 @@ from pfsd.results import (
     Renamed,
     Retrieved,
     StoredFile,
+    UnderWay,
     VerifyReport,
 )
 from pfsd.transfer import Source, Target, Writable, frames, in_thread, size_of, write_all
@@ -87,6 +88,7 @@ __all__ = [
     "Retrieved",
     "Source",
     "StoredFile",
+    "UnderWay",
     "VerifyReport",
     "Writable",
     "parse_address",
@@ -99,8 +101,10 @@ Rows: TypeAlias = list[Reply]  # named, because inside `Client` the word list is
 Result = TypeVar("Result")
 #: Called with the bytes done so far and the total, None while that is unknown.
 Progress = Callable[[int, int | None], None]
+#: Called with the files of many that are being transferred.
+Report = Callable[[Sequence[UnderWay]], None]
 
-DEFAULT_ADDRESS = "127.0.0.1:7373"
+DEFAULT_ADDRESS = protocol.DEFAULT_ADDRESS
 #: What the addresses begin with at which TLS is spoken.
 TLS = "tls://"
 #: A connection to a machine that is up takes milliseconds.
@@ -276,6 +280,7 @@ class Client:
         replace: bool = False,
         resume: bool = False,
         progress: Progress | None = None,
+        under_way: Report | None = None,
     ) -> AsyncGenerator[Outcome[StoredFile], None]:
         """Store regular files, pairs of a path and a name, and yield what became of each as it is known.
 
@@ -285,13 +290,14 @@ class Client:
         `aclose`, gives up what is on its way: of each file all is stored, or nothing.
 
         With `resume` the daemon keeps what it has of a big file when this is cut short, and the next put of the
-        file, if it has not changed, goes on from there.
+        file, if it has not changed, goes on from there. `under_way` hears ten times a second which big file is being
+        sent.
         """
         from pfsd import bulk
 
         uploads = bulk.Uploads(self._link(), replace=replace, resume=resume)
         steps = uploads.run((os.fspath(path), _bytes(name)) for path, name in files)
-        async with aclosing(_stepwise(uploads, steps, progress)) as outcomes:
+        async with aclosing(_stepwise(uploads, steps, progress, under_way)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
@@ -305,6 +311,7 @@ class Client:
         replace: bool = False,
         sync: bool = False,
         progress: Progress | None = None,
+        under_way: Report | None = None,
     ) -> AsyncGenerator[Outcome[Retrieved], None]:
         """Write files to paths below a directory, and yield what became of each as it is known.
 
@@ -316,7 +323,7 @@ class Client:
 
         downloads = bulk.Downloads(self._link(), os.fspath(folder), replace=replace, sync=sync)
         steps = downloads.run((_file(file), _bytes(path)) for file, path in files)
-        async with aclosing(_stepwise(downloads, steps, progress)) as outcomes:
+        async with aclosing(_stepwise(downloads, steps, progress, under_way)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
@@ -325,6 +332,7 @@ class Client:
         file: FileRef,
         path: str | os.PathLike[str],
         *,
+        folder: str | os.PathLike[str] | None = None,
         replace: bool = False,
         sync: bool = False,
         progress: Progress | None = None,
@@ -332,13 +340,13 @@ class Client:
         """Write a file to a path, and keep what has come when this is cut short, for the next call to go on from.
 
         That is in `.NAME.KEY.pfsd-partial` beside it, where KEY stands for the content; it is checked, part by part,
-        against the MD5s that the daemon knows, and gone when the file is whole. Raises as `get_to`, and Busy when
-        another program is at it.
+        against the MD5s that the daemon knows, and gone when the file is whole. With `folder` the path is below it,
+        under the rules of `get_many`. Raises as `get_to`, and Busy when another program is at it.
         """
         from pfsd import bulk
 
         found = await self.stat(file, parts=True)
-        downloads = bulk.Downloads(self._link(), "", replace=replace, sync=sync)
+        downloads = bulk.Downloads(self._link(), os.fspath(folder or ""), replace=replace, sync=sync)
         key = hashlib.sha256(f"{found.file.id} {found.etag}".encode()).hexdigest()[:16]
         parts = [(part.size, part.md5) for part in found.parts]
         steps = downloads.resume(_file(found.file.id), os.fspath(path), key, parts)
@@ -660,7 +668,10 @@ async def _drain(
 
 
 async def _stepwise(
-    transfers: bulk.Uploads | bulk.Downloads, steps: Iterator[list[Outcome[Result]]], progress: Progress | None
+    transfers: bulk.Uploads | bulk.Downloads,
+    steps: Iterator[list[Outcome[Result]]],
+    progress: Progress | None,
+    under_way: Report | None = None,
 ) -> AsyncGenerator[Outcome[Result], None]:
     """What transfers yield, step by step in a thread; whoever leaves early aborts them."""
     step: asyncio.Future[list[Outcome[Result]] | None] | None = None
@@ -671,6 +682,8 @@ async def _stepwise(
             outcomes = step.result()
             if progress is not None:
                 progress(transfers.bytes, None)
+            if under_way is not None:
+                under_way(transfers.under_way())
             if outcomes is None:
                 return
             for outcome in outcomes:

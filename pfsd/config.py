@@ -31,6 +31,13 @@ from pfsd.errors import ConfigError
 from pfsd.kinds import KIB, MIB, TIB, Address, Listener, UnixAddress, format_size, printable, show
 from pfsd.verbs import BEFORE_AUTH, VERBS
 
+#: Where a value is from.
+Source = Literal["file", "environment", "default"]
+#: What a configuration is called in the directory of its user.
+FILE_NAME = "config.yaml"
+#: The configuration of a machine.
+SYSTEM_FILE = Path("/etc/pfsd/config.yaml")
+
 #: Bytes of `memory` kept for what the daemon holds besides the slab: socket buffers and journal batches.
 DAEMON_RESERVE = 8 * MIB
 #: The slab is a whole number of these many bytes, a multiple of every page size in use.
@@ -98,6 +105,8 @@ class Config:
     )
     #: What can be used and is unwise, a sentence each: for the log.
     warnings: tuple[str, ...] = ()
+    #: Where each key's value is from.
+    sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def slab_size(self) -> int:
@@ -149,21 +158,54 @@ def least_memory(processes: int, overhead: int, part_size: int) -> int:
 # --- loading ------------------------------------------------------------------------------------
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
+def find(environ: Mapping[str, str]) -> Path | None:
+    """The configuration of who names none: $PFSD_CONFIG, the user's, or the system's; None if there is none."""
+    if named := environ.get("PFSD_CONFIG"):
+        return Path(named)
+    places = (_user_folder(environ, "XDG_CONFIG_HOME", ".config") / FILE_NAME, SYSTEM_FILE)
+    return next((path for path in places if path.exists()), None)
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """The directory that relative paths count from when there is no configuration file."""
+    return _user_folder(environ, "XDG_DATA_HOME", ".local/share")
+
+
+def make_home(environ: Mapping[str, str]) -> None:
+    """Make `home`, for who goes without a file. ConfigError when that cannot be."""
+    folder = home(environ)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        words = f"there is no configuration file, and {printable(str(folder))} cannot be made for the store"
+        raise ConfigError(f"{words}: {error.strerror}; name a file with --config FILE") from None
+
+
+def _user_folder(environ: Mapping[str, str], variable: str, default: str) -> Path:
+    given = environ.get(variable, "")
+    # A relative path in these means nothing, says their specification.
+    base = Path(given) if os.path.isabs(given) else Path(environ.get("HOME") or os.path.expanduser("~"), default)
+    return base / "pfsd"
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """The configuration in the file at `path`, with each key that `environ` has as PFSD_<KEY> replaced.
 
-    Relative paths, also those from the environment, count from the directory of `path`. Raises ConfigError
-    with one line that names the file or variable, the key, what was given, and what would be right.
+    Relative paths, also those from the environment, count from the directory of `path`, or from `home` without a
+    file. Raises ConfigError with one line that names the file or variable, the key, what was given, and what would be
+    right.
     """
-    base = path.absolute().parent
-    asked = _Asked(printable(str(path)), _read_file(path), _read_environ(environ))
+    base = home(environ) if path is None else path.absolute().parent
+    in_file = {} if path is None else _read_file(path)
+    asked = _Asked("no file" if path is None else printable(str(path)), in_file, _read_environ(environ))
     values = {key: asked.parse(key, base) for key in KEYS}
     _check_level(asked, values)
     _settle_token(asked, values)
     _check_exposure(asked, values)
     _settle_tls(asked, values)
     _settle_processes(asked, values)
-    return Config(**values, warnings=tuple(_warnings(path, asked, values)))
+    sources = {key: asked.source(key) for key in KEYS}
+    return Config(**values, warnings=tuple(_warnings(path, asked, values)), sources=sources)
 
 
 class _Asked:
@@ -181,12 +223,14 @@ class _Asked:
         except ValueError as error:
             raise self.refuse(key, str(error)) from None
 
-    def in_file(self, key: str) -> bool:
-        """Whether the value in force stands in the file."""
-        return key in self._given and key not in self._environ
+    def source(self, key: str) -> Source:
+        """Where the value in force is from."""
+        if key in self._environ:
+            return "environment"
+        return "file" if key in self._given else "default"
 
     def refuse(self, key: str, reason: str) -> ConfigError:
-        where = f"environment variable {_variable(key)}" if key in self._environ else self._file
+        where = f"environment variable {variable(key)}" if key in self._environ else self._file
         shown = "a value" if _KEYS[key].is_secret else show(self._values[key])
         default = "" if key in self._given else " (the default)"
         return ConfigError(f"{where}: {key}: got {shown}{default}; {reason}")
@@ -272,9 +316,9 @@ def _check_certificate(asked: _Asked, certificate: Path, key: Path) -> None:
         raise asked.refuse("tls_key", f"must be the key of tls_cert in PEM form, but it {error}") from None
 
 
-def _warnings(path: Path, asked: _Asked, values: dict[str, Any]) -> Iterator[str]:
-    mode = stat.S_IMODE(os.stat(path).st_mode)
-    if asked.in_file("token") and values["token"] is not None and mode & _OPEN:
+def _warnings(path: Path | None, asked: _Asked, values: dict[str, Any]) -> Iterator[str]:
+    mode = 0 if path is None else stat.S_IMODE(os.stat(path).st_mode)
+    if asked.source("token") == "file" and values["token"] is not None and mode & _OPEN:
         yield f"{printable(str(path))} holds the token and is open to others (mode {mode:04o}): chmod 600 the file"
     exposed = [listener.address for listener in values["listen"] if not listener.address.is_local and not listener.tls]
     if values["http"] is not None and not values["http"].is_local and values["tls_cert"] is None:
@@ -333,13 +377,19 @@ def _read_token(path: Path) -> str:
 # --- reading the file and the environment -------------------------------------------------------
 
 
-def _variable(key: str) -> str:
+def variable(key: str) -> str:
+    """The environment variable that replaces a key."""
     return f"PFSD_{key.upper()}"
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key's value is to be shown nowhere."""
+    return _KEYS[key].is_secret
 
 
 def _read_environ(environ: Mapping[str, str]) -> dict[str, object]:
     """The keys that `environ` sets."""
-    return {key: _from_variable(_KEYS[key], environ[_variable(key)]) for key in KEYS if _variable(key) in environ}
+    return {key: _from_variable(_KEYS[key], environ[variable(key)]) for key in KEYS if variable(key) in environ}
 
 
 def _from_variable(key: _Key, text: str) -> object:

@@ -22,6 +22,8 @@ from typing import NamedTuple
 from pfsd.errors import BY_CODE, Internal, RequestError, TooLong, UsageError
 
 VERSION = 1
+#: Where a daemon listens unless configured otherwise.
+DEFAULT_ADDRESS = "127.0.0.1:7373"
 #: Longest line without its ending. Four times PATH_MAX fits, quoted byte by byte.
 MAX_LINE = 65536
 #: Without an LF for this long the peer does not speak this protocol; the connection is closed.

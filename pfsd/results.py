@@ -161,6 +161,15 @@ class Outcome(Generic[Result]):
     error: RequestError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A file of many that is being transferred: its path, the bytes done, and all there are, if that is known."""
+
+    path: str
+    done: int
+    total: int | None
+
+
 class DamagedCopy(Partial):
     """A copy was made as far as possible; `damage` says what is lost."""
 

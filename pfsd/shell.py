@@ -16,15 +16,17 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pfsd import console
-from pfsd.client import Client, Progress
+from pfsd import syntax
+from pfsd.client import Client, UnderWay
+from pfsd.console import output
+from pfsd.console.run import run as run_command
 from pfsd.errors import PfsdError, UsageError
-from pfsd.progress import What
+from pfsd.progress import Meter, What, described
 from pfsd.transfer import in_thread
 
 Connect = Callable[[], Awaitable[Client]]
@@ -37,6 +39,8 @@ MOST_COMPLETIONS = 200
 #: A daemon that is slow to list names must not hold up typing.
 COMPLETE_SECONDS = 1.0
 
+#: Commands whose output cannot be mixed with that of others.
+SINGLE_ONLY = {"cat"}
 BUILTINS = {
     "jobs": "show the running commands",
     "cancel": "cancel N: give a running command up",
@@ -46,6 +50,21 @@ BUILTINS = {
 }
 
 
+class _Transfer:
+    """How far one transfer of a job is: a `Meter` that only remembers."""
+
+    def __init__(self, what: What) -> None:
+        self._what = what
+        self.text = ""
+
+    def __call__(self, done: int, total: int | None, /) -> None:
+        # A function counts files; a name says no more than the command does.
+        self.text = (f"{described(self._what)}, " if callable(self._what) else "") + _share(done, total)
+
+    def under_way(self, files: Sequence[UnderWay], /) -> None:
+        """The whole is enough for one line."""
+
+
 class Job:
     """A command that runs, and how far it is."""
 
@@ -53,34 +72,30 @@ class Job:
         self.number = number
         self.text = text
         self.task: asyncio.Task[int]
-        self._transfers: dict[object, str] = {}
+        self._transfers: list[_Transfer] = []
 
     @contextmanager
-    def _transfer(self, what: What) -> Iterator[Progress]:
-        key = object()
-
-        def note(done: int, total: int | None) -> None:
-            # A function counts files; a name says no more than the command does.
-            self._transfers[key] = (f"{what()}, " if callable(what) else "") + _share(done, total)
-
+    def _transfer(self, what: What) -> Iterator[Meter]:
+        transfer = _Transfer(what)
+        self._transfers.append(transfer)
         try:
-            yield note
+            yield transfer
         finally:
-            self._transfers.pop(key, None)
+            self._transfers.remove(transfer)
 
-    def watch(self, what: What, /) -> AbstractContextManager[Progress]:
+    def watch(self, what: What, /) -> AbstractContextManager[Meter]:
         """A `Watch` that only counts."""
         return self._transfer(what)
 
     def progress(self) -> str:
         """How far it is, for people; empty when nothing is being transferred."""
-        return ", ".join(self._transfers.values())
+        return ", ".join(transfer.text for transfer in self._transfers if transfer.text)
 
 
 def _share(done: int, total: int | None) -> str:
     if not total:
-        return console.show_size(done)
-    return f"{console.show_size(done)} of {console.show_size(total)} ({100 * done // total} %)"
+        return output.show_size(done)
+    return f"{output.show_size(done)} of {output.show_size(total)} ({100 * done // total} %)"
 
 
 class Shell:
@@ -91,8 +106,8 @@ class Shell:
         self._as_json = as_json
         self._quiet = quiet
         self._ask = ask
-        self._parser = console.Parser(prog="", add_help=False)
-        self._commands: dict[str, console.Parser] = console.add_commands(self._parser, []).choices
+        self._parser = syntax.Parser(prog="", add_help=False)
+        self._commands: dict[str, syntax.Parser] = syntax.add_commands(self._parser, []).choices
         self._jobs: dict[int, Job] = {}
         self._count = 0
         self._no_output: OSError | None = None
@@ -119,13 +134,15 @@ class Shell:
             pass
         except UsageError as error:
             self.failed = True
-            console.Output(as_json=self._as_json).error(error)
+            output.Output(as_json=self._as_json).error(error)
         return True
 
     def _parse(self, words: list[str]) -> argparse.Namespace:
         if words[0] not in self._commands:
-            raise UsageError(f"there is no command {words[0]}; try help")
+            raise UsageError(f"there is no command {words[0]}; {self._nearest(words[0])}")
         arguments = self._parser.parse_args(words)
+        if arguments.command in SINGLE_ONLY:
+            raise UsageError(f"{arguments.command} is for single commands; the command line shows no content")
         if "-" in (*getattr(arguments, "files", ()), getattr(arguments, "target", None)):
             raise UsageError("- is for single commands; standard input and output are taken by the command line")
         return arguments
@@ -144,17 +161,24 @@ class Shell:
             case "help":
                 self._help(words)
 
+    def _nearest(self, word: str) -> str:
+        return syntax.nearest(word, self._names(), "try help")
+
+    def _names(self) -> list[str]:
+        return [*(name for name in self._commands if name not in SINGLE_ONLY), *BUILTINS]
+
     def _help(self, words: list[str]) -> None:
         if not words:
             does = {name: parser.description for name, parser in self._commands.items()} | BUILTINS
-            text = "".join(f"{name:8} {line}\n" for name, line in does.items())
+            names = [name for name in self._names() if name not in syntax.ALIASES]
+            text = "".join(f"{name:8} {does[name]}\n" for name in names)
             text += "help COMMAND says more; words with spaces need quotes; each command runs beside the others\n"
         elif words[0] in self._commands:
             text = self._commands[words[0]].format_help()
         elif words[0] in BUILTINS:
             text = f"{BUILTINS[words[0]]}\n"
         else:
-            raise UsageError(f"there is no command {words[0]}; try help")
+            raise UsageError(f"there is no command {words[0]}; {self._nearest(words[0])}")
         sys.stdout.write(text)
         sys.stdout.flush()
 
@@ -170,7 +194,7 @@ class Shell:
             return True
         job = self._start(line, arguments)
         await self.wait()
-        return job.task.cancelled() or job.task.result() != console.DONE
+        return job.task.cancelled() or job.task.result() != output.DONE
 
     # --- jobs ---
 
@@ -193,7 +217,7 @@ class Shell:
             raise self._no_output
 
     async def _run(self, job: Job, arguments: argparse.Namespace) -> int:
-        out = console.Output(as_json=self._as_json, quiet=self._quiet, job=job.number)
+        out = output.Output(as_json=self._as_json, quiet=self._quiet, job=job.number)
         block: list[tuple[bool, str]] = []
         out.print_with(lambda text: block.append((False, text)), lambda text: block.append((True, text)))
         code: int | None = None
@@ -202,21 +226,21 @@ class Shell:
             return code
         finally:
             del self._jobs[job.number]
-            self.failed |= code != console.DONE
+            self.failed |= code != output.DONE
             for is_error, text in block:
                 (sys.stderr if is_error else sys.stdout).write(text)
             sys.stderr.flush()
             sys.stdout.flush()
-            how = "cancelled" if code is None else "done" if code == console.DONE else "failed"
+            how = "cancelled" if code is None else "done" if code == output.DONE else "failed"
             self._say(how, job)
 
-    async def _run_connected(self, job: Job, arguments: argparse.Namespace, out: console.Output) -> int:
+    async def _run_connected(self, job: Job, arguments: argparse.Namespace, out: output.Output) -> int:
         try:
             async with await self._connect() as client:
-                return await console.run(client, arguments, out, job.watch)
+                return await run_command(client, arguments, out, job.watch)
         except PfsdError as error:
             out.error(error)
-            return console.exit_code(error)
+            return output.exit_code(error)
 
     async def wait(self, jobs: Collection[Job] | None = None) -> bool:
         """Wait for jobs, or for all; False when the user interrupted the wait."""
@@ -275,18 +299,21 @@ class Shell:
 
     async def _candidates(self, words: list[str], current: str) -> set[str]:
         if not words:
-            return _beginning(current, [*self._commands, *BUILTINS])
-        command, place = words[0], len([word for word in words[1:] if not word.startswith("-")])
+            return _beginning(current, self._names())
+        command, place = (
+            syntax.ALIASES.get(words[0], words[0]),
+            len([word for word in words[1:] if not word.startswith("-")]),
+        )
         if current.startswith("-") and command in self._commands:
             return _beginning(current, re.findall(r"\[(--?[a-z-]+)", self._commands[command].format_usage()))
         match command, place:
             case "help", 0:
-                return _beginning(current, [*self._commands, *BUILTINS])
+                return _beginning(current, self._names())
             case (("cancel" | "wait"), 0):
                 return _beginning(current, map(str, self._jobs))
             case ("put", _) | ("get", 1):
                 return local_paths(current)
-            case (("get" | "stat" | "rename"), 0) | (("delete" | "verify"), _):
+            case (("get" | "rename"), 0) | (("stat" | "delete" | "verify"), _):
                 return await self._stored_names(current)
         return set()
 
@@ -397,9 +424,9 @@ async def _leave(shell: Shell, piped: bool) -> int:
         raise
     if not complete:
         await shell.give_up()
-        return console.INTERRUPTED
+        return output.INTERRUPTED
     shell.check()
-    return console.FAILED if shell.failed and piped else console.DONE
+    return output.FAILED if shell.failed and piped else output.DONE
 
 
 async def _plain_lines(prompted: bool) -> AsyncIterator[str]:

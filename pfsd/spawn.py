@@ -21,18 +21,21 @@ from pfsd.errors import AuthError, FatalError
 from pfsd.kinds import Listener, TcpAddress
 from pfsd.transfer import in_thread
 
-SERVER = Path(__file__).resolve().parent.parent / "server.py"
+#: The directory that this `pfsd` is imported from, installed or not.
+HOME = Path(__file__).resolve().parent.parent
 READY = b"pfsd ready on "
 #: How often the log is looked at. It cannot be a pipe: the daemon would write into a broken one later.
 LOOK_SECONDS = 0.02
 
 
-async def daemon(config_file: Path, address: str | None, quiet: bool, ca: Path | None = None) -> str:
+async def daemon(config_file: Path | None, address: str | None, quiet: bool, ca: Path | None = None) -> str:
     """Start a daemon unless one answers; returns the address to use: `address`, or the first it is to listen on.
 
     CannotConnect with the daemon's last words when it cannot start.
     """
     try:
+        if config_file is None:
+            config.make_home(os.environ)
         settings = config.load(config_file, os.environ)
     except FatalError as error:
         raise CannotConnect(f"no daemon can be started: {error}") from None
@@ -92,13 +95,16 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def _start(config_file: Path, log: BinaryIO) -> subprocess.Popen[bytes]:
+def _start(config_file: Path | None, log: BinaryIO) -> subprocess.Popen[bytes]:
+    named = [] if config_file is None else ["--config", str(config_file.absolute())]
+    path = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, str(SERVER), "--config", str(config_file.absolute())],
+        [sys.executable, "-P", "-m", "pfsd", *named],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         cwd="/",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
         start_new_session=True,
     )
 

@@ -303,8 +303,16 @@ class KeptDraft(Draft):
     `key` stands for the content; drafts of other content have other temporaries.
     """
 
-    def __init__(self, path: str, replace: bool, key: str) -> None:
-        super().__init__(path, replace)
+    def __init__(
+        self,
+        path: str,
+        replace: bool,
+        key: str,
+        *,
+        folder: Callable[[], int | None] = lambda: None,
+        shown: str = "",
+    ) -> None:
+        super().__init__(path, replace, folder=folder, shown=shown)
         parent, name = os.path.split(path)
         short = os.fsencode(name)[: MAX_ENTRY - 64].decode("utf-8", "ignore")
         self._temporary = os.path.join(parent, f".{short}.{key}.pfsd-partial")
@@ -332,7 +340,7 @@ class KeptDraft(Draft):
     def _open_kept(self) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            self._fd = os.open(self._temporary, flags, 0o666)
+            self._fd = os.open(self._temporary, flags, 0o666, dir_fd=self._folder())
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise self._strange() from None

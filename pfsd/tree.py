@@ -19,12 +19,17 @@ _OPEN_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 #: Called with a path that is passed over, and why: a word for its type, or the error.
 PassedOver = Callable[[str, "str | RequestError"], None]
+#: Called with a path relative to the directory, and whether it is a directory: whether to leave it out.
+LeaveOut = Callable[[str, bool], bool]
 
 
-def walk(folder: str, prefix: bytes, passed_over: PassedOver) -> Iterator[tuple[str, bytes]]:
+def walk(
+    folder: str, prefix: bytes, passed_over: PassedOver, leave_out: LeaveOut = lambda *_: False
+) -> Iterator[tuple[str, bytes]]:
     """Each regular file below a directory, in the order of names: its path, and `prefix`/its path from there.
 
-    Symlinks are not followed. What is no regular file, or cannot be read, is reported and passed over.
+    Symlinks are not followed. What is no regular file, or cannot be read, is reported and passed over; what is left
+    out is not even that.
     """
     # Not recursive: directories may be nested deeper than Python's calls.
     inside = [_entries(folder, passed_over)]
@@ -37,6 +42,8 @@ def walk(folder: str, prefix: bytes, passed_over: PassedOver) -> Iterator[tuple[
             continue
         name = prefixes[-1] + b"/" + os.fsencode(entry.name)
         try:
+            if leave_out(os.fsdecode(name[len(prefix) + 1 :]), entry.is_dir(follow_symlinks=False)):
+                continue
             if entry.is_file(follow_symlinks=False):
                 yield entry.path, name
             elif entry.is_dir(follow_symlinks=False):

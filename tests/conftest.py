@@ -13,7 +13,9 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from pfsd import cli
 from tests.harness import DEFAULTS, Daemon
+from tests.programs import Run
 from tests.wire import Wire
 
 # Daemons are started by the hundred, and would compile all of pfsd each time.
@@ -74,3 +76,33 @@ def wire(shared_daemon: Daemon) -> Iterator[Wire]:
     """A connection to the shared daemon."""
     with shared_daemon.connect() as wire:
         yield wire
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, empty; no settings in the environment."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for key in ("PFSD_SERVER", "PFSD_TOKEN", "PFSD_TOKEN_FILE", "PFSD_CA", "PFSD_CONFIG"):
+        monkeypatch.delenv(key, raising=False)
+    return here
+
+
+@pytest.fixture
+def invoke(here: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the client in this process: exit code, stdout, stderr."""
+
+    def invoke(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.client_main(words)
+        return code, *capfd.readouterr()
+
+    return invoke
+
+
+@pytest.fixture
+def run(emptied: Daemon, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """As `invoke`, with the shared daemon, whose store is empty."""
+    monkeypatch.setenv("PFSD_SERVER", f"127.0.0.1:{emptied.port}")
+    return invoke

@@ -14,9 +14,12 @@ LAYERS = [
     {"errors"},
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"}
-    | {"certificates", "logs"},
+    | {"certificates", "logs", "excludes"},
+    {"syntax"},
+    {"completions"},
     {"packs", "records", "verbs", "paths", "spare", "mark"},
     {"config"},
+    {"effective"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
     {"work"},
@@ -47,7 +50,7 @@ LAYERS = [
     {"handlers"},
     {"session"},
     {"daemon"},
-    {"exchange", "transfer", "tree", "producer", "background", "readahead"},
+    {"exchange", "transfer", "tree", "background", "readahead", "producer"},
     {"results", "link", "watchdog"},
     {"bulk", "fileobjects"},
     {"client"},
@@ -59,12 +62,17 @@ LAYERS = [
     {"fs"},
     {"progress"},
     {"console"},
+    {"console.output", "console.totals", "console.same"},
+    {"console.tally", "console.files"},
+    {"console.put", "console.get", "console.look", "console.change"},
+    {"console.run"},
     {"shell", "spawn", "top"},
     {"top.model"},
     {"top.view", "top.watch"},
     {"top.app"},
     {"top.run"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 #: These stay usable from a worker process, a tool or a test without an event loop.
@@ -73,7 +81,7 @@ NO_ASYNCIO = {
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
     "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
     "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
-    "rescue.repair", "readahead",
+    "rescue.repair", "syntax", "completions", "effective", "excludes", "readahead",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
@@ -88,6 +96,9 @@ CLIENT_MAY_IMPORT = {
     "exchange",
     "transfer",
     "console",
+    "console.output",
+    "console.run",
+    "syntax",
     "results",
     "bulk",
     "link",

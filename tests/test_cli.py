@@ -12,70 +12,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pfsd import cli, progress
 from tests.fake_daemon import Reader, Writer, fake_daemon, request
 from tests.harness import PART, PATIENCE_SECONDS, Daemon, free_port, has_ended, wait_for
-from tests.wire import fields
-
-ROOT = Path(__file__).parent.parent
-CLIENT = ROOT / "client.py"
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-def environ(**more: str) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("PFSD_")} | more
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, empty; no settings in the environment."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    for key in ("PFSD_SERVER", "PFSD_TOKEN"):
-        monkeypatch.delenv(key, raising=False)
-    return here
-
-
-@pytest.fixture
-def invoke(here: Path, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the client in this process: exit code, stdout, stderr."""
-
-    def invoke(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.client_main(words)
-        return code, *capfd.readouterr()
-
-    return invoke
-
-
-@pytest.fixture
-def run(shared_daemon: Daemon, invoke: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """As `invoke`, with the shared daemon, whose store is empty."""
-    for row in shared_daemon.ask(b"list\n")[:-1]:
-        shared_daemon.ask(b"delete %d\n" % int(fields(row)["id"]))
-    monkeypatch.setenv("PFSD_SERVER", f"127.0.0.1:{shared_daemon.port}")
-    return invoke
-
-
-def objects(output: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in output.splitlines()]
-
-
-def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
-    """Start the client as a process."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    options.setdefault("env", environ())
-    return subprocess.Popen([sys.executable, str(CLIENT), *words], **options)
-
+from tests.programs import CLIENT, ROOT, Run, environ, objects, start
 
 # --- commands -----------------------------------------------------------------------------------
 
@@ -287,10 +233,10 @@ def test_wrong_usage(run: Run, words: list[str]) -> None:
 
 def test_help_and_version(run: Run) -> None:
     code, out, _ = run("--help")
-    assert code == 0 and "Exit codes: 0 done" in out
+    assert code == 0 and "exit codes:\n  0    done\n" in out
     code, out, _ = run("get", "--help")
     assert code == 0 and "--offset" in out
-    assert run("--version")[1].startswith("pfsd ")
+    assert run("--version")[1].startswith("pfs ")
 
 
 def test_nobody_answers(run: Run) -> None:
@@ -314,7 +260,7 @@ def test_tokens(idle_daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_what_is_imported_stays_small() -> None:
     """A command must not pay for what it does not use."""
-    code = "import sys, pfsd.cli, pfsd.console, pfsd.shell; print(*sys.modules)"
+    code = "import sys, pfsd.cli, pfsd.console.run, pfsd.shell; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     heavy = {"rich", "prompt_toolkit", "uvloop", "yaml", "msgspec", "pfsd.config", "pfsd.daemon", "pfsd.spawn"}
     assert not heavy & set(loaded.split())
@@ -363,6 +309,7 @@ def test_json_of_a_directory_has_an_object_for_each_file_and_one_for_all(run: Ru
     assert {(file["type"], file["name"]) for file in files} == {("put", f"photos/{name}") for name in photos}
     size = sum(map(len, photos.values()))
     expected = {"type": "summary", "command": "put", "files": 41, "size": size, "failed": 0, "skipped": 0}
+    expected |= {"excluded": 0, "unchanged": 0}
     assert expected.items() <= summary.items() and summary["stored"] <= size
     *files, summary = objects(run("get", "-r", "photos", "copy", "--json")[1])
     assert {(file["type"], file["target"]) for file in files} == {("get", f"copy/{name}") for name in photos}
@@ -457,7 +404,7 @@ def test_a_get_is_resumed(run: Run) -> None:
 
 def test_wrong_use_of_resume(run: Run) -> None:
     Path("d").mkdir()
-    for words in (["put", "-r", "d"], ["put", "-", "--name", "x"], ["get", "-r", "d"], ["get", "x", "-"]):
+    for words in (["put", "-", "--name", "x"], ["get", "x", "-"]):
         code, _, err = run(*words, "--resume")
         assert code == 2 and "--resume" in err
     assert run("get", "x", "y", "--offset", "1", "--resume")[0] == 2
@@ -610,6 +557,10 @@ def test_settings_that_are_not_utf8(shared_daemon: Daemon) -> None:
         assert (client.returncode, err) == (code, said)
 
 
+#: What ended a command, in the words of the client.
+HOW = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_put_stores_nothing(shared_daemon: Daemon, number: signal.Signals, code: int) -> None:
     daemon = shared_daemon
@@ -620,7 +571,9 @@ def test_an_interrupted_put_stores_nothing(shared_daemon: Daemon, number: signal
     daemon.wait_until("requests", "2")
     client.send_signal(number)
     assert client.wait(PATIENCE_SECONDS) == code
-    assert client.communicate() == (b"", b"")
+    word = HOW[number]
+    told = f"pfsd: cancelled: {word}; of what was under way each file is stored whole or not at all\n"
+    assert client.communicate() == (b"", told.encode())
     daemon.wait_until("requests", "1")
     assert daemon.ask(b"list half\n") == [b"OK list files=0 size=0 stored=0"]
 
@@ -666,7 +619,7 @@ def test_an_interrupted_get_leaves_no_file(tmp_path: Path, number: signal.Signal
         assert [name.startswith(".n.") for name in os.listdir(here)] == [True]
         client.send_signal(number)
         assert client.wait(PATIENCE_SECONDS) == code
-    assert client.communicate() == (b"", b"")
+    assert client.communicate() == (b"", f"pfsd: cancelled: {HOW[number]}; no target is incomplete\n".encode())
     assert os.listdir(here) == []
 
 
@@ -738,7 +691,8 @@ def test_a_python_without_the_modules_is_told_what_to_do(here: Path) -> None:
             timeout=PATIENCE_SECONDS,
         )
         assert (done.returncode, done.stdout) == (1, b"")
-        assert done.stderr.startswith(b"pfsd: this Python lacks the module yaml; `make run` ")
+        told = done.stderr.removeprefix(b"pfsd: ").removeprefix(b"internal: ")
+        assert told.startswith(b"this Python lacks the module yaml; `make run` ")
         assert done.stderr.count(b"\n") == 1
 
 
@@ -760,7 +714,7 @@ def test_wrong_use_of_the_server(tmp_path: Path) -> None:
     assert (code, out) == (78, "")
     assert err.startswith("pfsd: ") and err.count("\n") == 1
     code, out, _ = serve("--help")
-    assert code == 0 and "64 bad command line" in out
+    assert code == 0 and "64   bad command line" in out
 
 
 def test_the_programs_do_nothing_when_imported() -> None:

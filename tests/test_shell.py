@@ -94,7 +94,6 @@ async def test_failures_are_shown_and_remembered(shell: Shell, capsys: pytest.Ca
     "line",
     [
         "frob",
-        "put",
         "put -",
         "put - --name x",
         "get a -",
@@ -273,7 +272,8 @@ async def test_completion(shell: Shell, shared_daemon: Daemon) -> None:
     assert await words("st") == ["stat", "stats"]
     assert await words("ca") == ["cancel"]
     assert await words("help de") == ["delete"]
-    assert await words("put --") == ["--name", "--replace", "--resume"]
+    assert await words("put --r") == ["--replace", "--resume"]
+    assert await words("rm x oth") == ["other"]
     assert await words("get --o") == ["--offset"]
     assert await words("put l") == ["local/", "lost"]
     assert await words("put local/") == ["local/file"]

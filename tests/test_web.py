@@ -515,6 +515,28 @@ def test_many_requests_sent_ahead_do_not_keep_others_waiting(daemon: Daemon) -> 
     assert ask(daemon, "/livez").status == 200
 
 
+async def test_answers_are_given_one_at_a_time_and_others_get_a_turn_between() -> None:
+    service: Any = SimpleNamespace(tokens=SimpleNamespace(needed=False))
+    asked, connection = web_http.parse_head(["GET /livez HTTP/1.0"]), SimpleNamespace()
+    shown = site.Site(service, TcpAddress("127.0.0.1", 7374))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def ask_on_and_on() -> None:
+        for _ in range(10):
+            await shown.answer(asked, connection)
+
+    counting = asyncio.create_task(count_turns())
+    await asyncio.gather(*(ask_on_and_on() for _ in range(5)))
+    counting.cancel()
+    assert turns >= 50
+
+
 def test_a_bug_is_told_and_logged_and_ends_nothing(tmp_path: Path) -> None:
     with Daemon(tmp_path, http="127.0.0.1:0") as daemon:
         daemon.prelude = "import pfsd.web.status as s; s.status = None"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pfsd import protocol
-from pfsd.console import show_name, show_size
+from pfsd.console.output import show_name, show_size
 from pfsd.errors import PfsdError
 from pfsd.top.model import Row, View, Worker
 
