@@ -135,13 +135,14 @@ def _seconds(text: str) -> float:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from pfsd import config, logs
+    from pfsd import config, logs, systemd
 
+    manager, passed = systemd.Manager.taken_from(os.environ), systemd.passed_sockets(os.environ)
     settings = config.load(arguments.config, os.environ)
-    logs.start(settings.log_level)
+    logs.start(settings.log_level, settings.log_format)
     from pfsd import daemon
 
-    return daemon.main(settings)
+    return daemon.main(settings, partial(config.reload, arguments.config, os.environ), manager, passed)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import uvloop
 
-from pfsd import certificates, coding, disk, records, stores, work
+from pfsd import certificates, coding, disk, logs, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands import resume
@@ -34,7 +34,7 @@ from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
 from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
-from pfsd.config import Config
+from pfsd.config import Config, Reloaded
 from pfsd.connection import Connection
 from pfsd.errors import (
     Busy,
@@ -51,12 +51,13 @@ from pfsd.errors import (
 from pfsd.guesses import Tokens
 from pfsd.journal import Journal
 from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
-from pfsd.listening import Acceptor, open_sockets
+from pfsd.listening import Acceptor, Passed, open_sockets
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import File, Registry
 from pfsd.session import Session
 from pfsd.spare import Spare
+from pfsd.systemd import Manager
 from pfsd.tls import TlsTransport
 from pfsd.workers import Workers
 
@@ -67,25 +68,44 @@ log = logging.getLogger(__name__)
 SPARE_DESCRIPTORS = 16
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
+#: A stop that takes so much longer than `stop_timeout` is cut short.
+STOP_GRACE_SECONDS = 5.0
 EXIT_STOP_TIMED_OUT = 75
 #: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
 LOOK_SECONDS = 10.0
+#: How often the service manager is shown how the daemon is.
+STATUS_SECONDS = 10.0
 #: What a client hears that sends plain text where TLS is spoken.
 PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text; the connection is closed"), None, LF)
 
 
-def main(config: Config) -> int:
-    """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
+def main(
+    config: Config, reread: Callable[[Config], Reloaded], manager: Manager, passed: Sequence[socket.socket] = ()
+) -> int:
+    """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start.
+
+    `reread` is asked for what holds instead of a configuration when a reload is wanted. The service `manager` hears how
+    the daemon is, and may have `passed` listening sockets.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # too early for a reload; and for good in the I/O processes
     factory = uvloop.new_event_loop if config.loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(Daemon(config).run())
+        return runner.run(Daemon(config, reread, manager, Passed(passed)).run())
 
 
 class Daemon:
     """One daemon on one store."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[Config], Reloaded], manager: Manager, passed: Passed) -> None:
         self._config = config
+        self._reread = reread
+        self._manager = manager
+        self._passed = passed
+        self._registry = Registry()
+        self._reload_wanted = asyncio.Event()
+        self._refusal = ""  # why the last reload came to nothing
+        self._has_terminal = os.isatty(0)
+        self._own_sockets: list[Path] = []  # Unix sockets to be removed in the end
         self._stopped = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
@@ -100,22 +120,30 @@ class Daemon:
         """The whole life; returns the exit code."""
         for warning in self._config.warnings:
             log.warning("%s", warning)
-        self._open_store()
-        await self._start_workers()
+        with self._manager.starting(self._progress):
+            self._open_store()
+            await self._start_workers()
         try:
-            self._make_service()
-            await self._tidy()
-            self._handle_signals()  # before anyone is told that it is ready, and may stop it
-            await self._listen()
-            watching = asyncio.create_task(self._watch_store())
-            self._scrubber.start()
-            await self._stopped.wait()
-            watching.cancel()
+            with self._manager.starting(self._progress):
+                self._make_service()
+                await self._tidy()
+                self._handle_signals()  # before anyone is told that it is ready, and may stop it
+                await self._listen()
+            await self._serve_until_stopped()
         except BaseException:
             self._workers.kill()
             raise
         await self._close()
         return self._exit_code
+
+    async def _serve_until_stopped(self) -> None:
+        jobs = [self._watch_store(), self._show_status(), self._show_life()]
+        background = [asyncio.create_task(job) for job in jobs]
+        self._scrubber.start()
+        self._manager.ready(self._status())
+        await self._stopped.wait()
+        for task in background:
+            task.cancel()
 
     # --- opening ---
 
@@ -132,7 +160,6 @@ class Daemon:
         self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
         self._store_url = f"file:{path}"
         self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)
-        self._registry = Registry()
         self._journal = self._open_journal(path / "journal.jsonl")
         gc.freeze()  # the registries stay: the collector need not walk through them, while everyone waits
 
@@ -185,22 +212,22 @@ class Daemon:
             store=self._store,
             budget=self._budget,
             workers=self._workers,
-            roots=Roots(config.roots, forbidden=[config.path]),
+            roots=_roots(config),
             settings=Settings(config.part_size, config.run_parts),
             coding=coding.policy(config.codec, config.level),
             check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
-        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
+        self._scrubber = Scrubber(self._engine, _seconds_to_verify(config))
+        self._tls = _tls_context(config)
+        self._descriptors = len(os.listdir("/proc/self/fd"))  # that are no client's
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
             scrubber=self._scrubber,
             tokens=Tokens(config.token),
             allow_exit=config.allow_exit,
-            idle_seconds=config.idle_timeout,
-            line_seconds=config.line_timeout,
-            max_clients=_descriptor_limit(config.max_clients),
+            max_clients=_descriptor_limit(config.max_clients, self._descriptors),
             shut_down=self.shut_down,
             state=self._state,
         )
@@ -238,24 +265,35 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
-        by_listener = []
+        by_listener, refused = [], None
         for listener in self._config.listen:
-            address, make = listener.address, partial(self._make_connection, listener)
-            if listener.tls:
-                make = partial(self._make_tls, listener, self._tls_context())
-            if isinstance(address, UnixAddress):
-                _remove_stale_socket(address.path)
             try:
-                by_listener.append((listener, make, await open_sockets(address)))
-            except OSError as error:
-                words = error.strerror or str(error)
-                raise CannotListen(f"cannot listen on {address}: {words}") from error
-        for listener, make, sockets in by_listener:
+                by_listener.append(await self._sockets_of(listener))
+            except CannotListen as error:
+                refused = refused or error
+        self._passed.check_all_taken()  # first: one that is left over may be in the way
+        if refused is not None:
+            raise refused
+        for at, sockets in enumerate(by_listener):
             for sock in sockets:
-                self._acceptors.append(Acceptor(sock, self._refusal, make, says_why=not listener.tls))
-                print(f"pfsd ready on {_listens_on(sock, listener.address)}", flush=True)
+                make, says_why = partial(self._make_protocol, at), partial(self._speaks_plain, at)
+                self._acceptors.append(Acceptor(sock, self._why_not, make, says_why=says_why))
+                print(f"pfsd ready on {_listens_on(sock, self._config.listen[at].address)}", flush=True)
 
-    def _refusal(self, sock: socket.socket) -> RequestError | None:
+    async def _sockets_of(self, listener: Listener) -> list[socket.socket]:
+        address = listener.address
+        if isinstance(address, UnixAddress) and not self._passed.has(address):
+            _remove_stale_socket(address.path)
+            self._own_sockets.append(address.path)
+        try:
+            return await open_sockets(address, self._passed)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
+
+    def _speaks_plain(self, at: int) -> bool:
+        return not self._config.listen[at].tls
+
+    def _why_not(self, sock: socket.socket) -> RequestError | None:
         """Why a newcomer cannot stay, if it cannot."""
         service = self._service
         if len(service.sessions) + len(self._arriving) >= service.max_clients:
@@ -264,23 +302,18 @@ class Daemon:
             return Denied("this socket is for processes of its own user only")
         return None
 
-    def _tls_context(self) -> ssl.SSLContext:
-        certificate, key = self._config.tls_cert, self._config.tls_key
-        assert certificate is not None and key is not None
-        try:
-            return certificates.server_context(certificate, key)
-        except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
-            raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
-
-    def _make_connection(self, listener: Listener) -> asyncio.BufferedProtocol:
+    def _make_protocol(self, at: int) -> asyncio.BufferedProtocol:
+        """For a client that has come to a listener, as that is configured now."""
         config = self._config
-        return _Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+        listener = config.listen[at]
+        connection = _Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+        return self._below_tls(connection) if listener.tls else connection
 
-    def _make_tls(self, listener: Listener, context: ssl.SSLContext) -> asyncio.BufferedProtocol:
-        """As `_make_connection`, with TLS below; until its handshake is done, or given up, a client is arriving."""
-        above = self._make_connection(listener)
+    def _below_tls(self, above: asyncio.BufferedProtocol) -> asyncio.BufferedProtocol:
+        """TLS for a connection; until its handshake is done, or given up, a client is arriving."""
+        assert self._tls is not None
         return TlsTransport(
-            context, above, self._config.line_timeout, PLAIN_ON_TLS, settled=lambda _: self._arriving.discard(above)
+            self._tls, above, self._config.line_timeout, PLAIN_ON_TLS, settled=lambda _: self._arriving.discard(above)
         )
 
     def _serve(self, listener: Listener, connection: Connection) -> None:
@@ -320,6 +353,76 @@ class Daemon:
         self._exit_code = StorageFailed.exit_code
         self._begin_stop()
 
+    # --- reloading ---
+
+    def _on_hangup(self) -> None:
+        if self._has_terminal and not os.isatty(0):
+            self._on_signal(signal.SIGHUP)  # the terminal that the daemon ran in was closed
+        else:
+            self._reload_wanted.set()
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._manager.reloading()
+            await self._reload()
+            self._manager.ready(self._status())
+
+    async def _reload(self) -> None:
+        """Go on with what the configuration says now, as far as that needs no restart; with all of it or nothing."""
+        try:
+            found = await asyncio.to_thread(self._reread, self._config)
+            tls = _tls_context(found.config)
+        except (ConfigError, OSError) as error:
+            self._refusal = f"the new configuration is refused, the old one stays in force: {error}"
+            log.error("%s", self._refusal)
+            return
+        self._refusal = ""
+        for warning in set(found.config.warnings) - set(self._config.warnings):
+            log.warning("%s", warning)
+        self._tls = tls
+        await self._use(found)
+        log.info("configuration reloaded; changed: %s", ", ".join(found.changed) or "nothing")
+        for key in found.waiting:
+            log.warning("%s has changed in the configuration, which needs a restart; the old value stays in force", key)
+
+    async def _use(self, reloaded: Reloaded) -> None:
+        """Put a configuration in force. Whatever reads it when it needs it, such as new connections, is not here."""
+        config, changed, service = reloaded.config, reloaded.changed, self._service
+        self._config = config
+        logs.use(config.log_level, config.log_format)
+        service.allow_exit = config.allow_exit
+        service.max_clients = _descriptor_limit(config.max_clients, self._descriptors)
+        service.tokens.change(config.token)
+        self._engine.roots = _roots(config)
+        if "codec" in changed or "level" in changed:  # what `auto` has learned is kept otherwise
+            self._engine.code_with(coding.policy(config.codec, config.level))
+        if "verify_every" in changed:
+            await self._scrubber.change(_seconds_to_verify(config))
+
+    # --- what the service manager is told ---
+
+    def _progress(self) -> str:
+        return f"starting: {self._registry.files_ready} files found so far"
+
+    def _status(self) -> str:
+        registry, service = self._registry, self._service
+        told = f"{registry.files_ready} files, {len(service.sessions)} clients, {len(service.running)} requests"
+        return "; ".join(filter(None, [f"{self._state()}: {told}", self._refusal]))
+
+    async def _show_status(self) -> None:
+        while self._manager.is_there:
+            await asyncio.sleep(STATUS_SECONDS)
+            status = await asyncio.to_thread(self._status)  # it asks the disk
+            if not self._service.stopping:
+                self._manager.status(status)
+
+    async def _show_life(self) -> None:
+        while self._manager.watchdog_seconds is not None:
+            self._manager.alive()
+            await asyncio.sleep(self._manager.watchdog_seconds / 2)
+
     async def _watch_store(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -331,6 +434,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._reloads = asyncio.create_task(self._reload_when_wanted())
 
     def _on_signal(self, number: int) -> None:
         log.info("%s: stopping", signal.Signals(number).name)
@@ -351,7 +456,9 @@ class Daemon:
     async def _stop(self) -> None:
         """No new requests; running ones finish or are given up; then the processes end."""
         service = self._service
-        log.info("stopping: %d requests are running", len(service.running))
+        told = f"stopping: {len(service.running)} requests are running"
+        log.info("%s", told)
+        self._manager.stopping(told, self._config.stop_timeout + 2 * STOP_GRACE_SECONDS)
         threading.Thread(target=self._watch_stop, daemon=True).start()
         for acceptor in self._acceptors:
             acceptor.close()
@@ -370,6 +477,8 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        self._reloads.cancel()
+        await asyncio.wait({self._reloads})
         await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
@@ -378,7 +487,7 @@ class Daemon:
 
     def _watch_stop(self) -> None:
         """A stop that hangs, say in a dead disk, still ends."""
-        time.sleep(self._config.stop_timeout + 5)
+        time.sleep(self._config.stop_timeout + STOP_GRACE_SECONDS)
         os._exit(EXIT_STOP_TIMED_OUT)
 
     async def _close(self) -> None:
@@ -388,10 +497,9 @@ class Daemon:
             await asyncio.wait(self._connections, timeout=CLOSE_SECONDS)
         for task in self._connections:
             task.cancel()
-        for listener in self._config.listen:
-            if isinstance(listener.address, UnixAddress):
-                with suppress(OSError):
-                    listener.address.path.unlink()
+        for path in self._own_sockets:
+            with suppress(OSError):
+                path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
@@ -422,10 +530,31 @@ class _Accepted(Connection):
         super().connection_lost(exc)
 
 
-def _descriptor_limit(max_clients: int) -> int:
-    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own."""
+def _roots(config: Config) -> Roots:
+    return Roots(config.roots, forbidden=[config.path])
+
+
+def _seconds_to_verify(config: Config) -> float:
+    return config.verify_every * 86_400
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    """What the configured certificate and key make, read again; None if there are none."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    try:
+        return certificates.server_context(config.tls_cert, config.tls_key)
+    except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
+        raise ConfigError(f"tls_cert {config.tls_cert} or its key {error}") from None
+
+
+def _descriptor_limit(max_clients: int, others: int) -> int:
+    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own.
+
+    `others` are descriptors that are taken for other things.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS
+    taken = others + SPARE_DESCRIPTORS
     wanted = taken + 2 * max_clients
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import time
 from contextlib import suppress
 
-from pfsd import protocol
+from pfsd import logs, protocol
 from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
 from pfsd.errors import AuthError, Busy, Cancelled, Denied, Internal, RequestError, Stopping, TooLong, UsageError
 from pfsd.handlers import HANDLERS, content_size
-from pfsd.protocol import Request
-from pfsd.verbs import BEFORE_AUTH, VERBS, check
+from pfsd.protocol import Request, Value
+from pfsd.verbs import BEFORE_AUTH, CHANGES, VERBS, check
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ MAX_REQUESTS = 256
 MAX_OPEN_UPLOADS = 32
 #: Uploads in frames, refused and failed ones too, whose end has not come; beyond it the connection ends.
 MAX_FEEDS = 1024
+#: Of a request with many words, or long ones, the log shows so many, and so much of each.
+MAX_LOGGED_WORDS, MAX_LOGGED_WORD = 32, 256
 #: What runs even while the daemon stops.
 WHILE_STOPPING = frozenset({"hello", "help", "ping", "quit", "auth"})
 
@@ -43,6 +45,7 @@ class Session:
         self._service = service
         self._connection = connection
         self._number = number
+        self._peer = connection.peer
         self._access = Access(allow, trusted=not service.tokens.needed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._tags: set[bytes] = set()
@@ -105,7 +108,8 @@ class Session:
         """Whether a client that sends nothing waits for an answer. Uploads that wait for it are given up."""
         waits = bool(self._tasks)
         for feed in self._open_uploads().values():
-            feed.fail(Cancelled(f"no content came for {self._service.idle_seconds:g} seconds; the file was not stored"))
+            seconds = self._connection.idle_seconds
+            feed.fail(Cancelled(f"no content came for {seconds:g} seconds; the file was not stored"))
         return waits
 
     async def _wait_for_room(self) -> None:
@@ -149,7 +153,7 @@ class Session:
         first, self._seen_line = not self._seen_line, True
         if not first or not protocol.looks_like_http(line, cut=cut):
             return False
-        log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._connection.peer)
+        log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._peer)
         await self._connection.write(protocol.HTTP_REFUSAL)
         return True
 
@@ -257,6 +261,8 @@ class Session:
         if before:
             await asyncio.wait(before)
         answer = Answer(self._connection, request.tag, request.ending)
+        about, started = logs.About(self._number, self._peer, request.verb), time.monotonic()
+        logs.about.set(about)
         self._service.running.add(current_task())
         try:
             if request.verb in VERBS:
@@ -266,7 +272,7 @@ class Session:
             pass
         except RequestError as error:
             if isinstance(error, Internal):
-                error = _internal(error, request)
+                error = _internal(error, about)
             if feed is not None and not feed.upload.done():
                 feed.upload.set_result(None)
             await self._answer_error(error, answer)
@@ -277,10 +283,29 @@ class Session:
                         await self._answer_error(Cancelled("the daemon stopped before this was done"), answer)
             raise
         except Exception as error:
-            await self._answer_error(_internal(error, request), answer)
+            await self._answer_error(_internal(error, about), answer)
+        finally:
+            self._log(request, answer.outcome, time.monotonic() - started)
+
+    def _log(self, request: Request, outcome: dict[str, Value] | RequestError | None, seconds: float) -> None:
+        """Tell the log how a request ended; what changes nothing only for debugging."""
+        trusted = self._access.trusted
+        level = logging.INFO if request.verb in CHANGES and trusted else logging.DEBUG
+        if not log.isEnabledFor(level):
+            return
+        facts: dict[str, logs.Fact] = {"seconds": seconds}
+        if trusted and request.verb in VERBS.keys() - BEFORE_AUTH:  # else it may hold a token, mistyped or misplaced
+            facts["request"] = _shown(request)
+        if isinstance(outcome, RequestError):
+            why = f": {outcome.message}" if request.verb else ""  # which may quote what was not understood
+            log.log(level, "ERR %s%s", outcome.code, why, extra={"facts": outcome.fields | facts})
+        elif outcome is None:
+            log.log(level, "the client has gone before the answer", extra={"facts": facts})
+        else:
+            log.log(level, "OK %s", request.verb, extra={"facts": outcome | facts})
 
     def _call(self, request: Request, answer: Answer, feed: Feed | None, content: Content | None) -> Call:
-        return Call(self._service, self._connection, request, answer, self._number, feed, content, self._access)
+        return Call(self._service, self._connection, request, answer, feed, content, self._access)
 
     async def _answer_error(self, error: RequestError, answer: Answer) -> None:
         with suppress(ConnectionLost):
@@ -394,8 +419,15 @@ class Session:
             await self._connection.discard(int(size))
 
 
-def _internal(error: Exception, request: Request) -> Internal:
+def _shown(request: Request) -> str:
+    """A request for the log, cut short if it is long."""
+    words = [protocol.show(word.value, MAX_LOGGED_WORD) for word in request.words[:MAX_LOGGED_WORDS]]
+    more = ["..."] if len(request.words) > MAX_LOGGED_WORDS else []
+    options = [f"{key}={protocol.show(value, MAX_LOGGED_WORD)}" for key, value in request.options.items()]
+    return " ".join([request.verb, *words, *more, *options])
+
+
+def _internal(error: Exception, about: logs.About) -> Internal:
     """A bug: people get a reference, the log gets the rest."""
-    ref = os.urandom(4).hex()
-    log.error("internal error ref=%s in %s", ref, request.verb, exc_info=error)
-    return Internal(f"a bug in pfsd: {type(error).__name__}; the log has more under this ref", ref=ref)
+    log.error("internal error", exc_info=error)
+    return Internal(f"a bug in pfsd: {type(error).__name__}; the log has more under this ref", ref=about.ref)

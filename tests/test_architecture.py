@@ -14,8 +14,8 @@ LAYERS = [
     {"errors"},
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"}
-    | {"certificates", "logs"},
-    {"packs", "records", "verbs", "paths", "spare", "mark"},
+    | {"certificates", "systemd"},
+    {"packs", "records", "verbs", "paths", "spare", "mark", "logs"},
     {"config"},
     {"stores", "registry", "journal", "advise"},
     {"stores.local", "stores.memory"},
@@ -54,9 +54,9 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
-    "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
-    "rescue.repair",
+    "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "systemd", "rescue.salvage",
+    "rescue.survey", "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check",
+    "rescue.rebuild", "rescue.repair",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {
