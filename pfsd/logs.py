@@ -122,20 +122,21 @@ def start(level: str, form: str) -> None:
 
 def use(level: str, form: str) -> None:
     """Go on with another level and form."""
-    formatter = _formatter(form, in_journal=_is_journal(sys.stderr.fileno(), os.environ))
+    chosen = formatter(form, in_journal=is_journal(sys.stderr.fileno(), os.environ))
     for handler in logging.root.handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(chosen)
     logging.root.setLevel(level.upper())
 
 
-def _formatter(form: str, in_journal: bool) -> logging.Formatter:
+def formatter(form: str, in_journal: bool) -> logging.Formatter:
+    """What writes events in a form: plain or json."""
     if form == "json":
         return JournalFormatter(JsonFormatter()) if in_journal else JsonFormatter()
     # The journal knows the time and shows the level by itself.
     return JournalFormatter(Formatter("%(message)s")) if in_journal else Formatter()
 
 
-def _is_journal(fd: int, environ: Mapping[str, str]) -> bool:
+def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     """Whether systemd has connected a stream to its journal, and it was not led elsewhere."""
     stream = os.fstat(fd)
     return environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"

@@ -339,6 +339,26 @@ def test_config_yaml_has_every_key_with_its_default(tmp_path: Path) -> None:
     assert config.load(beside, {}) == config.load(empty_file, {})
 
 
+def test_every_key_is_in_the_table_of_reloads() -> None:
+    rows = table(sections(ROOT / "docs" / "operations.md")["Changing settings"])[2:]
+    told = {key: does for row in rows for key, does in [(key, row[1]) for key in re.findall(r"`(\w+)`", row[0])]}
+    assert told.keys() == set(config.KEYS)
+    assert {key for key, does in told.items() if does != "needs a restart"} == config.LIVE_KEYS
+
+
+def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(ROOT / "docs" / "operations.md") if block.mark == "yaml"]
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(block.lines).replace("/var/lib/pfsd", str(tmp_path)))
+    settings = config.load(path, {})
+    service = (ROOT / "contrib" / "systemd" / "pfsd.service").read_text()
+    for name, setting in (("store", settings.path), ("files", settings.roots[0])):
+        assert setting == tmp_path / name and f"pfsd/{name}" in service
+    sockets = re.findall(r"^ListenStream=(.+)$", (ROOT / "contrib" / "systemd" / "pfsd.socket").read_text(), re.M)
+    assert [str(each.address).removeprefix("unix:") for each in settings.listen] == sockets
+
+
 def modules_in_design() -> list[str]:
     """The modules in the table of docs/design.md, from top to bottom."""
     rows = table(sections(ROOT / "docs" / "design.md")["What each file holds"])[2:]
