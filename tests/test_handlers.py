@@ -39,5 +39,5 @@ async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has
     feed.filling = True
     request = parse_request(b"put - name=name size=3")
     with pytest.raises(NoSpace):
-        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, None, Access(None, True)))
+        await HANDLERS["put"](Call(unused, connection, request, unused, feed, None, Access(None, True)))
     assert happened == ["let go", "memory given back"]
