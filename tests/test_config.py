@@ -847,6 +847,8 @@ def test_addresses_need_a_restart_and_what_is_allowed_there_does_not(
 def test_an_open_address_does_not_lose_its_token_while_it_waits(reloaded: Callable[[str, str], Reloaded]) -> None:
     with pytest.raises(ConfigError, match=r"0\.0\.0\.0:1 is open until a restart, and needs a token"):
         reloaded(f"{{listen: 0.0.0.0:1, token: {SECRET}}}", "listen: 127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"http: 0\.0\.0\.0:1 is open until a restart, and needs a token"):
+        reloaded(f"{{http: 0.0.0.0:1, token: {SECRET}}}", "http: 127.0.0.1:1")
 
 
 @pytest.mark.promise("local")

@@ -297,7 +297,8 @@ def test_a_signal_lets_running_requests_finish(daemon: Daemon, number: signal.Si
 def test_ctrl_c_for_the_whole_group_is_one_clean_stop(daemon: Daemon) -> None:
     put(daemon, "a", noise(PART))
     daemon.note_family()
-    for process in [psutil.Process(daemon.pid), *psutil.Process(daemon.pid).children(recursive=True)]:
+    family = psutil.Process(daemon.pid)
+    for process in [*family.children(recursive=True), family]:  # the daemon last: it ends the others
         process.send_signal(signal.SIGINT)
     daemon.wait(0)
     assert "Traceback" not in daemon.log

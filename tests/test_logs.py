@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from pfsd import logs
+from tests.harness import Daemon, wait_for
+from tests.wire import code, fields
 
 #: How every event begins.
 HEAD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR|CRITICAL) ")
@@ -88,6 +90,34 @@ def test_facts_are_words_behind_the_message() -> None:
     logs.about.reset(token)
     where = f"client=3 peer=127.0.0.1:4 verb=put ref={about.ref}"
     assert log.text.endswith(rf' INFO OK id=7 name="a b\xff\n" seconds=0.500 {where}' + "\n")
+
+
+def test_a_ref_leads_from_ps_and_from_an_error_to_the_log(idle_daemon: Daemon) -> None:
+    idle_daemon.prelude = (
+        "from pfsd import handlers\n"
+        "async def broken(call): raise RuntimeError('broken')\n"
+        "handlers.HANDLERS['stats'] = broken\n"
+    )
+    idle_daemon.start()
+    with idle_daemon.connect() as wire:
+        wire.send(b"@up put - name=half size=chunked\n@see ps\n")
+        rows = [fields(row) for row in iter(wire.line, b"@see OK ps commands=2 workers=2")]
+        shown = {row["verb"]: row["id"] for row in rows if "verb" in row}
+        wire.send(b"@up DATA 3\nabc\n@up DATA 0\n")
+        assert code(wire.line()) == "OK"
+        told = fields(wire.last(b"stats\n"))["ref"]
+        assert code(wire.last(b"delete nothing\n")) == "not-found"
+
+    def lines(ref: str) -> list[str]:
+        return [" ".join(line.split()[2:5]) for line in idle_daemon.log.splitlines() if f"ref={ref}" in line.split()]
+
+    for ref, expected in (
+        (shown["put"], ["INFO OK put"]),
+        (shown["ps"], ["DEBUG OK ps"]),
+        (told, ["ERROR internal error", "DEBUG ERR internal:"]),
+        (str(int(told) + 1), ["INFO ERR not-found:"]),
+    ):
+        wait_for(lambda ref=ref, expected=expected: lines(ref) == expected, lambda: idle_daemon.log)
 
 
 @pytest.mark.promise("local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import psutil
 import pytest
@@ -25,6 +27,7 @@ TOKEN = "correct-horse-battery"
 #: What the daemon of these tests begins with and comes back to.
 BEFORE: dict[str, object] = {
     "listen": [{"address": "127.0.0.1:0"}, "unix:socket"],
+    "http": "127.0.0.1:0",
     "processes": 1,
     "level": 2,
     "verify_every": 0,
@@ -51,6 +54,13 @@ def reload(daemon: Daemon, word: str = "reloaded", **changes: object) -> str:
     with daemon.connect(unix=True) as wire:  # what is logged behind that word is logged in the same turn of the loop
         assert wire.ask(b"ping\n") == [b"OK ping"]
     return daemon.log[before:]
+
+
+def http_status(daemon: Daemon, **fields: str) -> int:
+    """What HTTP answers, which takes its settings from where the lines do."""
+    with closing(http.client.HTTPConnection("127.0.0.1", daemon.http_port, timeout=PATIENCE_SECONDS)) as connection:
+        connection.request("GET", "/status.json", headers=fields)
+        return connection.getresponse().status
 
 
 # --- keys that are in force at once -------------------------------------------------------------
@@ -113,6 +123,8 @@ def token(daemon: Daemon) -> None:
         assert code(old.last(b"list\n")) == "OK", "who is there already keeps what it may do"
     with daemon.connect() as new:
         assert code(new.last(b"auth %b\n" % TOKEN.encode())) == "OK"
+    assert http_status(daemon) == 401
+    assert http_status(daemon, Authorization=f"Bearer {TOKEN}") == 200
 
 
 @live("token_file")
@@ -143,6 +155,10 @@ def certificates(daemon: Daemon) -> None:
             tls.sendall(b"ping\n")
             assert tls.recv(100) == b"OK ping\n"
             seen.add(tls.getpeercert(binary_form=True))
+        page = http.client.HTTPSConnection("localhost", daemon.http_port, context=context, timeout=PATIENCE_SECONDS)
+        with closing(page):
+            page.request("GET", "/livez")  # HTTP has the same
+            assert page.getresponse().read() == b"ok\n"
     assert len(seen) == 2, "a renewed certificate is used, though its path is the same"
 
 
@@ -241,7 +257,7 @@ def test_a_live_key(check: Check, running: Daemon) -> None:
 def test_what_needs_a_restart_is_named_and_stays(running: Daemon) -> None:
     before = running.stats()
     kept = {"memory": "80MiB", "processes": 2, "part_size": "128KiB", "level": 19, "path": "elsewhere"}
-    kept |= {"durability": "none", "md5": "auto", "loop": "asyncio", "listen": ["127.0.0.1:0"]}
+    kept |= {"durability": "none", "http": None, "md5": "auto", "loop": "asyncio", "listen": ["127.0.0.1:0"]}
     try:
         said = reload(running, **kept, allow_exit="nobody")
         for key in kept:

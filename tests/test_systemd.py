@@ -193,16 +193,19 @@ def hand_over(daemon: Daemon, *addresses: str) -> None:
 
 
 def test_passed_sockets_serve_as_their_listeners_say(idle_daemon: Daemon) -> None:
-    port = free_port()
+    port, http_port = free_port(), free_port()
     idle_daemon.config(
-        listen=[{"address": f"localhost:{port}", "allow": ["list"]}, "unix:link/socket", "unix:own"], token=TOKEN
+        listen=[{"address": f"localhost:{port}", "allow": ["list"]}, "unix:link/socket", "unix:own"],
+        http=f"127.0.0.1:{http_port}",
+        token=TOKEN,
     )
     (idle_daemon.home / "link").symlink_to(idle_daemon.home)
-    hand_over(idle_daemon, f"unix:{idle_daemon.socket_path}", f"127.0.0.1:{port}")
+    hand_over(idle_daemon, f"unix:{idle_daemon.socket_path}", f"127.0.0.1:{port}", f"127.0.0.1:{http_port}")
     idle_daemon.spawn()
     process = idle_daemon.process
     assert process is not None and process.stdout is not None
-    assert {process.stdout.readline().split()[-1] for _ in range(3)} >= {b"127.0.0.1:%d" % port}
+    said = {process.stdout.readline() for _ in range(4)}
+    assert said >= {b"pfsd ready on 127.0.0.1:%d\n" % port, b"pfsd http on 127.0.0.1:%d\n" % http_port}
     inode = idle_daemon.socket_path.stat().st_ino
     with Wire(("127.0.0.1", port)) as tcp, Wire(str(idle_daemon.socket_path)) as local:
         assert code(tcp.last(b"list\n")) == "auth"
@@ -211,6 +214,9 @@ def test_passed_sockets_serve_as_their_listeners_say(idle_daemon: Daemon) -> Non
         assert code(tcp.last(b"stats\n")) == "denied"
         assert code(local.last(b"auth %b\n" % TOKEN.encode())) == "OK"
         assert code(local.last(b"stats\n")) == "OK"
+    with Wire(("127.0.0.1", http_port)) as browser:
+        browser.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert browser.line().startswith(b"HTTP/1.1 200 ")
     for child in psutil.Process(idle_daemon.pid).children(recursive=True):
         assert not {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"} & child.environ().keys()
         assert not [each for each in child.net_connections() if each.status == psutil.CONN_LISTEN]
