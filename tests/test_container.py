@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from pfsd import cli, config
+from pfsd import config, syntax
 
 ROOT = Path(__file__).parent.parent
 #: The instructions, each with its words, lines that go on joined.
@@ -43,10 +43,10 @@ def test_what_is_copied_and_installed_is_there() -> None:
 
 def test_the_programs_understand_their_arguments() -> None:
     health = json.loads(words("HEALTHCHECK")[0].partition("CMD ")[2])
-    arguments = cli._client_parser().parse_args(health[1:])
+    arguments = syntax.client_parser().parse_args(health[1:])
     assert f"unix:{arguments.server.removeprefix('unix:')}" == environ()["PFSD_LISTEN"]
     (command,) = words("CMD")
-    cli._server_parser().parse_args(json.loads(command)[1:])
+    syntax.server_parser().parse_args(json.loads(command)[1:])
 
 
 def test_it_runs_as_nobody_special_on_a_local_address(tmp_path: Path) -> None:
