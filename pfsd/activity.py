@@ -33,7 +33,10 @@ INVALID = "invalid"
 
 @dataclass(slots=True, eq=False)
 class Command:
-    """A command at work. `client` is the address of who sent it, `since` a time of `time.monotonic`."""
+    """A command at work. `client` is the address of who sent it, `since` a time of `time.monotonic`.
+
+    Events of the log are about it under its id.
+    """
 
     id: int
     request: Request
@@ -74,7 +77,8 @@ class Activity:
     """The commands at work, and counters that only go up."""
 
     def __init__(self) -> None:
-        self._ids = count(1)
+        # From the clock on, so that the log of two daemons, one after the other, has each id once.
+        self._ids = count(time.time_ns() // 1_000_000)
         self._running: dict[int, Command] = {}
         self._ended: Counter[tuple[str, str]] = Counter()
         self._bytes_in = 0

@@ -23,6 +23,9 @@ from pfsd.errors import RequestError
 from pfsd.guesses import Tokens
 from pfsd.protocol import Request, Value
 
+#: What a request was told at its end: the fields of its OK, or an error; None is nothing, since its client has gone.
+Outcome = dict[str, Value] | RequestError | None
+
 
 @dataclass
 class Service:
@@ -33,8 +36,6 @@ class Service:
     scrubber: Scrubber
     tokens: Tokens
     allow_exit: str
-    idle_seconds: float
-    line_seconds: float
     max_clients: int
     shut_down: Callable[[], Awaitable[None]]
     state: Callable[[], str]
@@ -68,6 +69,7 @@ class Answer:
         self._connection = connection
         self._tag = tag
         self._ending = ending
+        self.outcome: Outcome = None
 
     def line(self, word: str, verb: str = "", /, **fields: Value) -> bytes:
         """A row, not sent yet."""
@@ -83,10 +85,12 @@ class Answer:
 
     async def ok(self, verb: str, /, **fields: Value) -> None:
         """Send the final line of a success."""
+        self.outcome = fields
         await self._connection.write(protocol.format_ok(verb, fields, self._tag, self._ending))
 
     async def error(self, error: RequestError) -> None:
         """Send the final line of a failure."""
+        self.outcome = error
         await self._connection.write(protocol.format_error(error, self._tag, self._ending))
 
     async def comment(self, text: str) -> None:
@@ -150,7 +154,6 @@ class Call:
     connection: Connection
     request: Request
     answer: Answer
-    client: int  # the number of its connection, for the log
     feed: Feed | None  # of an upload
     content: Content | None  # of a small upload that had come whole
     access: Access

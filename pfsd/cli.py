@@ -123,13 +123,14 @@ def _serve_command(server: _Server, command: str) -> int:
 
 
 def _serve(server: _Server) -> int:
-    from pfsd import logs
+    from pfsd import config, logs, systemd
 
+    manager, passed = systemd.Manager.taken_from(os.environ), systemd.passed_sockets(os.environ)
     settings = server.settings()
-    logs.start(settings.log_level)
+    logs.start(settings.log_level, settings.log_format)
     from pfsd import daemon
 
-    return daemon.main(settings)
+    return daemon.main(settings, partial(config.reload, server.file, os.environ), manager, passed)
 
 
 def _bench(server: _Server) -> int:

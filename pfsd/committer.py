@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -118,7 +119,8 @@ class Committer:
         group = _Group(records, objects, asyncio.get_running_loop().create_future())
         self._waiting.append(group)
         if self._writer is None:
-            self._writer = asyncio.create_task(self._write_waiting())
+            # In a context of its own: it works for all, and not just for who comes first.
+            self._writer = asyncio.create_task(self._write_waiting(), context=Context())
         return group.done
 
     def forgive(self, file_id: int) -> None:
@@ -286,7 +288,7 @@ class Committer:
         return self._must_compact or (wasteful and size > 2 * self._compacted_size)
 
     def _start_compaction(self) -> asyncio.Task[bool]:
-        self._compacting = asyncio.create_task(self._compact())
+        self._compacting = asyncio.create_task(self._compact(), context=Context())
         return self._compacting
 
     async def _compact(self) -> bool:

@@ -1,8 +1,9 @@
 """The configuration: one YAML file, overridden key by key from the environment, checked as a whole.
 
-`load` is the only way in; what it returns is complete, typed and fits together, so nothing else in the
-daemon checks a setting again. Each key is one line of `Config`: its type, its default as one would write it
-in the file, and the function of `kinds` that reads it. `config.yaml` explains the keys to people.
+`load` is the only way in, and `reload` while a daemon runs; what they return is complete, typed and fits together, so
+nothing else in the daemon checks a setting again. Each key is one line of `Config`: its type, its default as one would
+write it in the file, the function of `kinds` that reads it, and whether a running daemon can change it (`live`).
+`config.yaml` explains the keys to people.
 
 This module never opens a socket, starts a process or touches the store. It reads the configuration file, the
 token file and those of TLS, and asks whether the roots are directories.
@@ -20,9 +21,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -62,17 +63,20 @@ class _Key:
     parse: kinds.Parser
     is_list: bool = False  # separated by commas in the environment
     is_secret: bool = False  # always text, and shown nowhere
+    live: bool = False  # a reload can change it
 
 
-def _key(default: object, parse: kinds.Parser, *, is_list: bool = False, is_secret: bool = False) -> Any:
-    return field(metadata={"key": _Key(default, parse, is_list, is_secret)}, repr=not is_secret)
+def _key(
+    default: object, parse: kinds.Parser, *, is_list: bool = False, is_secret: bool = False, live: bool = False
+) -> Any:
+    return field(metadata={"key": _Key(default, parse, is_list, is_secret, live)}, repr=not is_secret)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings, checked. Paths are absolute, sizes are bytes, times are seconds."""
 
-    listen: tuple[Listener, ...] = _key("127.0.0.1:7373", kinds.listeners(VERBS, BEFORE_AUTH), is_list=True)
+    listen: tuple[Listener, ...] = _key("127.0.0.1:7373", kinds.listeners(VERBS, BEFORE_AUTH), is_list=True, live=True)
     #: None is nowhere.
     http: Address | None = _key(None, kinds.optional_address)
     path: Path = _key("store", kinds.path)
@@ -80,40 +84,40 @@ class Config:
     processes: int = _key("auto", kinds.processes)
     memory: int = _key("256MiB", kinds.size(1 * MIB, 16 * TIB))
     part_size: int = _key("1MiB", kinds.size(4 * KIB, 64 * MIB))
-    codec: Literal["auto", "zstd", "zlib", "none"] = _key("zstd", kinds.choice("auto", "zstd", "zlib", "none"))
-    level: int = _key(1, kinds.level)
-    roots: tuple[Path, ...] = _key(["."], kinds.directories, is_list=True)
+    codec: Literal["auto", "zstd", "zlib", "none"] = _key(
+        "zstd", kinds.choice("auto", "zstd", "zlib", "none"), live=True
+    )
+    level: int = _key(1, kinds.level, live=True)
+    roots: tuple[Path, ...] = _key(["."], kinds.directories, is_list=True, live=True)
     #: The token in force, from wherever it came; None if none is needed.
-    token: str | None = _key(None, kinds.token, is_secret=True)
-    token_file: Path | None = _key(None, kinds.optional_path)
+    token: str | None = _key(None, kinds.token, is_secret=True, live=True)
+    token_file: Path | None = _key(None, kinds.optional_path, live=True)
     #: Both or none.
-    tls_cert: Path | None = _key(None, kinds.optional_path)
-    tls_key: Path | None = _key(None, kinds.optional_path)
-    allow_exit: Literal["local", "anyone", "nobody"] = _key("local", kinds.choice("local", "anyone", "nobody"))
+    tls_cert: Path | None = _key(None, kinds.optional_path, live=True)
+    tls_key: Path | None = _key(None, kinds.optional_path, live=True)
+    allow_exit: Literal["local", "anyone", "nobody"] = _key(
+        "local", kinds.choice("local", "anyone", "nobody"), live=True
+    )
     durability: Literal["always", "none"] = _key("always", kinds.choice("always", "none"))
     md5: Literal["auto", "hashlib"] = _key("auto", kinds.choice("auto", "hashlib"))
     #: In days; 0 is never.
-    verify_every: float = _key(30, kinds.days_or_never)
+    verify_every: float = _key(30, kinds.days_or_never, live=True)
     loop: Literal["uvloop", "asyncio"] = _key("uvloop", kinds.choice("uvloop", "asyncio"))
-    max_clients: int = _key(1000, kinds.integer(1, 100_000))
+    max_clients: int = _key(1000, kinds.integer(1, 100_000), live=True)
     #: 0 is never.
-    idle_timeout: float = _key(600, kinds.seconds(0, 31_536_000))
-    line_timeout: float = _key(30, kinds.seconds(0.01, 3600))
-    stop_timeout: float = _key(30, kinds.seconds(0, 3600))
+    idle_timeout: float = _key(600, kinds.seconds(0, 31_536_000), live=True)
+    line_timeout: float = _key(30, kinds.seconds(0.01, 3600), live=True)
+    stop_timeout: float = _key(30, kinds.seconds(0, 3600), live=True)
     log_level: Literal["debug", "info", "warning", "error"] = _key(
-        "info", kinds.choice("debug", "info", "warning", "error")
+        "info", kinds.choice("debug", "info", "warning", "error"), live=True
     )
+    log_format: Literal["plain", "json"] = _key("plain", kinds.choice("plain", "json"), live=True)
+    #: Bytes of the shared slab, the file data in flight: `memory` less what workers and daemon need.
+    slab_size: int
     #: What can be used and is unwise, a sentence each: for the log.
     warnings: tuple[str, ...] = ()
     #: Where each key's value is from.
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def slab_size(self) -> int:
-        """Bytes of the shared slab, the file data in flight: `memory` less what workers and daemon need."""
-        overhead = worker_overhead(self.codec, self.level, self.part_size)
-        left = self.memory - self.processes * overhead - DAEMON_RESERVE
-        return left // SLAB_UNIT * SLAB_UNIT
 
     @property
     def http_tls(self) -> bool:
@@ -129,6 +133,8 @@ class Config:
 _KEYS: dict[str, _Key] = {each.name: each.metadata["key"] for each in fields(Config) if each.metadata}
 #: All keys, in the order of `Config`.
 KEYS: tuple[str, ...] = tuple(_KEYS)
+#: Those that a reload can change.
+LIVE_KEYS = frozenset(key for key in KEYS if _KEYS[key].live)
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -197,15 +203,75 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Config:
     """
     base = home(environ) if path is None else path.absolute().parent
     in_file = {} if path is None else _read_file(path)
-    asked = _Asked("no file" if path is None else printable(str(path)), in_file, _read_environ(environ))
+    asked = _Asked(_called(path), in_file, _read_environ(environ))
     values = {key: asked.parse(key, base) for key in KEYS}
     _check_level(asked, values)
     _settle_token(asked, values)
     _check_exposure(asked, values)
     _settle_tls(asked, values)
     _settle_processes(asked, values)
-    sources = {key: asked.source(key) for key in KEYS}
-    return Config(**values, warnings=tuple(_warnings(path, asked, values)), sources=sources)
+    return Config(
+        **values,
+        slab_size=_slab_size(values),
+        warnings=tuple(_warnings(path, asked, values)),
+        sources={key: asked.source(key) for key in KEYS},
+    )
+
+
+def _called(path: Path | None) -> str:
+    return "no file" if path is None else printable(str(path))
+
+
+class Reloaded(NamedTuple):
+    """What is in force after a reload: keys that have another value now, and keys whose new value needs a restart."""
+
+    config: Config
+    changed: tuple[str, ...]
+    waiting: tuple[str, ...]
+
+
+def reload(path: Path | None, environ: Mapping[str, str], running: Config) -> Reloaded:
+    """As `load`, for a daemon that runs with another configuration, of which it keeps what only a restart changes.
+
+    ConfigError if the new one could not be started with, or does not go with what is kept.
+    """
+    wanted = load(path, environ)
+    waiting = tuple(key for key in _differing(wanted, running) if _waits(key, wanted, running))
+    kept: dict[str, Any] = {key: getattr(running, key) for key in waiting}
+    sources = {**wanted.sources, **{key: running.sources[key] for key in waiting}}
+    config = replace(wanted, **kept, slab_size=running.slab_size, sources=sources)
+    if not {"listen", "http"}.isdisjoint(waiting):
+        _check_kept_addresses(_called(path), config)
+    return Reloaded(config, tuple(_differing(config, running)), waiting)
+
+
+def _differing(one: Config, other: Config) -> list[str]:
+    return [key for key in KEYS if getattr(one, key) != getattr(other, key)]
+
+
+def _waits(key: str, wanted: Config, running: Config) -> bool:
+    """Whether the new value of a key needs a restart."""
+    if key == "listen":
+        return [each.address for each in wanted.listen] != [each.address for each in running.listen]
+    if key in ("codec", "level"):
+        granted = (running.memory - DAEMON_RESERVE - running.slab_size) // running.processes
+        return worker_overhead(wanted.codec, wanted.level, running.part_size) > granted
+    return not _KEYS[key].live
+
+
+def _check_kept_addresses(file: str, config: Config) -> None:
+    """Addresses that stay open until a restart must not be left without what guards them."""
+    kept = [("listen", listener.address, listener.tls) for listener in config.listen]
+    if config.http is not None:
+        kept.append(("http", config.http, False))  # TLS is spoken there if it can be
+    for key, address, tls in kept:
+        lost = None
+        if config.token is None and not address.is_local:
+            lost = "a token"
+        elif tls and config.tls_cert is None:
+            lost = "tls_cert"
+        if lost:
+            raise ConfigError(f"{file}: {key}: {address} is open until a restart, and needs {lost} until then")
 
 
 class _Asked:
@@ -303,7 +369,7 @@ def _check_certificate(asked: _Asked, certificate: Path, key: Path) -> None:
     for name, path, check in (("tls_cert", certificate, _check_regular), ("tls_key", key, _check_private)):
         try:
             with open(path, "rb", opener=_open_at_once) as file:
-                check(os.fstat(file.fileno()).st_mode)
+                check(os.fstat(file.fileno()))
         except OSError as error:
             raise asked.refuse(name, f"must be a readable file: {os.strerror(error.errno or 0)}") from None
         except ValueError as error:
@@ -344,27 +410,38 @@ def _settle_processes(asked: _Asked, values: dict[str, Any]) -> None:
         )
 
 
+def _slab_size(values: dict[str, Any]) -> int:
+    overhead = worker_overhead(values["codec"], values["level"], values["part_size"])
+    left: int = values["memory"] - values["processes"] * overhead - DAEMON_RESERVE
+    return left // SLAB_UNIT * SLAB_UNIT
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """An opener that does not wait for somebody to write into a FIFO."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _check_regular(mode: int) -> None:
-    if not stat.S_ISREG(mode):
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
         raise ValueError("must be a regular file")
 
 
-def _check_private(mode: int) -> None:
-    """ValueError for the mode of anything but a regular file that only its owner can open."""
-    _check_regular(mode)
-    if mode & _OPEN:
-        raise ValueError(f"is open to others (mode {stat.S_IMODE(mode):04o}) and must be private: chmod 600 the file")
+def _check_private(found: os.stat_result) -> None:
+    """ValueError for anything but a regular file that only its owner can open.
+
+    What root has given this user to read may show so in its group bits, as credentials of systemd do.
+    """
+    _check_regular(found)
+    is_lent = found.st_uid == 0 and os.geteuid() != 0
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & (_OPEN & ~stat.S_IRGRP if is_lent else _OPEN):
+        raise ValueError(f"is open to others (mode {mode:04o}) and must be private: chmod 600 the file")
 
 
 def _read_token(path: Path) -> str:
     """First line of the token file, stripped. Raises OSError, or ValueError that never shows the content."""
     with open(path, "rb", opener=_open_at_once) as file:
-        _check_private(os.fstat(file.fileno()).st_mode)
+        _check_private(os.fstat(file.fileno()))
         line = file.readline(MAX_FILE_BYTES)
     try:
         return kinds.check_token(line.decode().strip())

@@ -123,6 +123,11 @@ class Connection(asyncio.BufferedProtocol):
         """Whether the client itself has ended the input, which was not just cut."""
         return self._half_closed
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long it waits for a client that moves no byte; 0 is for ever."""
+        return self._idle_seconds or 0
+
     async def wait_lost(self) -> None:
         """Wait until the client is gone for good."""
         await self._gone.wait()

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from pfsd import certificates, coding, disk, records, stores, work
+from pfsd import certificates, coding, disk, logs, records, stores, work
 from pfsd.budget import MemoryBudget
 from pfsd.calls import Service
 from pfsd.commands import resume
@@ -33,7 +33,7 @@ from pfsd.commands.engine import Engine, Settings
 from pfsd.commands.reclaim import Reclaimer
 from pfsd.commands.scrub import Scrubber
 from pfsd.committer import Committer
-from pfsd.config import Config
+from pfsd.config import Config, Reloaded
 from pfsd.connection import Accepted, Connection
 from pfsd.errors import (
     Busy,
@@ -50,12 +50,13 @@ from pfsd.errors import (
 from pfsd.guesses import Tokens
 from pfsd.journal import Journal
 from pfsd.kinds import Address, Listener, TcpAddress, UnixAddress
-from pfsd.listening import Acceptor, in_a_line, in_silence, open_sockets
+from pfsd.listening import Acceptor, Passed, in_a_line, open_sockets
 from pfsd.paths import Roots
 from pfsd.protocol import LF, format_error
 from pfsd.registry import File, Registry
 from pfsd.session import Session
 from pfsd.spare import Spare
+from pfsd.systemd import Manager
 from pfsd.tls import TlsTransport
 from pfsd.web.server import MAX_CONNECTIONS, Server, in_http
 from pfsd.web.server import PLAIN_ON_TLS as HTTP_ON_TLS
@@ -69,27 +70,45 @@ log = logging.getLogger(__name__)
 SPARE_DESCRIPTORS = 16
 #: Clients get this long to take the last replies when the daemon stops.
 CLOSE_SECONDS = 1.0
+#: A stop that takes so much longer than `stop_timeout` is cut short.
+STOP_GRACE_SECONDS = 5.0
 EXIT_STOP_TIMED_OUT = 75
 #: How often it is seen whether lock and journal are where they were: the next start would miss what is elsewhere.
 LOOK_SECONDS = 10.0
+#: How often the service manager is shown how the daemon is.
+STATUS_SECONDS = 10.0
 #: What a client hears that sends plain text where TLS is spoken.
 PLAIN_ON_TLS = format_error(UsageError("this listener speaks TLS, not plain text; the connection is closed"), None, LF)
 
 
-def main(config: Config) -> int:
-    """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start."""
+def main(
+    config: Config, reread: Callable[[Config], Reloaded], manager: Manager, passed: Sequence[socket.socket] = ()
+) -> int:
+    """Run a daemon until it is told to stop; returns the exit code. FatalError when it cannot start.
+
+    `reread` is asked for what holds instead of a configuration when a reload is wanted. The service `manager` hears how
+    the daemon is, and may have `passed` listening sockets.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # too early for a reload; and for good in the I/O processes
     with asyncio.Runner(loop_factory=_loop_factory(config.loop)) as runner:
-        return runner.run(Daemon(config).run())
+        return runner.run(Daemon(config, reread, manager, Passed(passed)).run())
 
 
 class _Way(NamedTuple):
-    """A way in: what is said of it when it is open, who cannot stay, what is made of others."""
+    """A way in: what is said of it when it is open, who cannot stay, what is made of others.
+
+    `make` and `speaks_tls` look at the configuration as it is when somebody comes: a reload may have changed it.
+    """
 
     word: str
     address: Address
-    refusal: Callable[[socket.socket], RequestError | None]
-    make: Callable[[], asyncio.BufferedProtocol]
-    tell: Callable[[RequestError], bytes]
+    why_not: Callable[[socket.socket], RequestError | None]
+    make: Callable[[], Accepted]
+    #: A newcomer's handshake is done, or will never be.
+    settle: Callable[[Accepted], object]
+    speaks_tls: Callable[[], bool]
+    say: Callable[[RequestError], bytes]
+    plain_on_tls: bytes
 
 
 def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
@@ -105,8 +124,16 @@ def _loop_factory(loop: str) -> Callable[[], asyncio.AbstractEventLoop]:
 class Daemon:
     """One daemon on one store."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reread: Callable[[Config], Reloaded], manager: Manager, passed: Passed) -> None:
         self._config = config
+        self._reread = reread
+        self._manager = manager
+        self._passed = passed
+        self._registry = Registry()
+        self._reload_wanted = asyncio.Event()
+        self._refusal = ""  # why the last reload came to nothing
+        self._has_terminal = os.isatty(0)
+        self._own_sockets: list[Path] = []  # Unix sockets to be removed in the end
         self._stopped = asyncio.Event()
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
@@ -123,22 +150,30 @@ class Daemon:
         """The whole life; returns the exit code."""
         for warning in self._config.warnings:
             log.warning("%s", warning)
-        self._open_store()
-        await self._start_workers()
+        with self._manager.starting(self._progress):
+            self._open_store()
+            await self._start_workers()
         try:
-            self._make_service()
-            await self._tidy()
-            self._handle_signals()  # before anyone is told that it is ready, and may stop it
-            await self._listen()
-            watching = asyncio.create_task(self._watch_store())
-            self._scrubber.start()
-            await self._stopped.wait()
-            watching.cancel()
+            with self._manager.starting(self._progress):
+                self._make_service()
+                await self._tidy()
+                self._handle_signals()  # before anyone is told that it is ready, and may stop it
+                await self._listen()
+            await self._serve_until_stopped()
         except BaseException:
             self._workers.kill()
             raise
         await self._close()
         return self._exit_code
+
+    async def _serve_until_stopped(self) -> None:
+        jobs = [self._watch_store(), self._show_status(), self._show_life()]
+        background = [asyncio.create_task(job) for job in jobs]
+        self._scrubber.start()
+        self._manager.ready(self._status())
+        await self._stopped.wait()
+        for task in background:
+            task.cancel()
 
     # --- opening ---
 
@@ -155,7 +190,6 @@ class Daemon:
         self._epoch = f"{os.getpid():x}-{time.time_ns():x}"
         self._store_url = f"file:{path}"
         self._store = stores.open_store(self._store_url, sync=self._durable, epoch=self._epoch)
-        self._registry = Registry()
         self._journal = self._open_journal(path / "journal.jsonl")
         gc.freeze()  # the registries stay: the collector need not walk through them, while everyone waits
 
@@ -208,22 +242,23 @@ class Daemon:
             store=self._store,
             budget=self._budget,
             workers=self._workers,
-            roots=Roots(config.roots, forbidden=[config.path]),
+            roots=_roots(config),
             settings=Settings(config.part_size, config.run_parts),
             coding=coding.policy(config.codec, config.level),
             check_room=self._spare.check,
         )
         self._reclaimer = Reclaimer(self._engine)
-        self._scrubber = Scrubber(self._engine, config.verify_every * 86_400)
+        self._scrubber = Scrubber(self._engine, _seconds_to_verify(config))
+        self._tls = _tls_context(config)
+        # Those that are no client's. Each of HTTP takes one.
+        self._descriptors = len(os.listdir("/proc/self/fd")) + (MAX_CONNECTIONS if config.http else 0)
         self._service = Service(
             engine=self._engine,
             reclaimer=self._reclaimer,
             scrubber=self._scrubber,
             tokens=Tokens(config.token),
             allow_exit=config.allow_exit,
-            idle_seconds=config.idle_timeout,
-            line_seconds=config.line_timeout,
-            max_clients=_descriptor_limit(config.max_clients, MAX_CONNECTIONS if config.http else 0),
+            max_clients=_descriptor_limit(config.max_clients, self._descriptors),
             shut_down=self.shut_down,
             state=self._state,
             free=self._spare.free,
@@ -262,73 +297,82 @@ class Daemon:
     # --- listening ---
 
     async def _listen(self) -> None:
-        opened = []
+        opened, refused = [], None
         for way in self._ways():
-            if isinstance(way.address, UnixAddress):
-                _remove_stale_socket(way.address.path)
             try:
-                opened.append((way, await open_sockets(way.address)))
-            except OSError as error:
-                words = error.strerror or str(error)
-                raise CannotListen(f"cannot listen on {way.address}: {words}") from error
+                opened.append((way, await self._sockets_of(way.address)))
+            except CannotListen as error:
+                refused = refused or error
+        self._passed.check_all_taken()  # first: one that is left over may be in the way
+        if refused is not None:
+            raise refused
         for way, sockets in opened:
             for sock in sockets:
-                acceptor = Acceptor(sock, way.refusal, way.make, tell=way.tell)
+                make, tell = partial(self._make_protocol, way), partial(_last_words, way)
+                acceptor = Acceptor(sock, way.why_not, make, tell=tell)
                 (self._acceptors if way.word == "ready" else self._web_acceptors).append(acceptor)
                 print(f"pfsd {way.word} on {_listens_on(sock, way.address)}", flush=True)
 
     def _ways(self) -> Iterator[_Way]:
         """HTTP first: who has read that the daemon is ready knows all of it."""
         if self._config.http is not None:
-            yield self._web_way(self._config.http)
-        for listener in self._config.listen:
-            make = partial(self._make_connection, listener)
-            if listener.tls:
-                make_tls = partial(self._make_tls, make, self._arriving.discard, self._tls_context(), PLAIN_ON_TLS)
-                yield _Way("ready", listener.address, self._refusal, make_tls, in_silence)
-            else:
-                yield _Way("ready", listener.address, self._refusal, make, in_a_line)
+            web = self._web = Server(Site(self._service, self._config.http))
+            yield _Way(
+                word="http",
+                address=self._config.http,
+                why_not=lambda sock: web.refusal() or _refuse_others(sock),
+                make=web.make_connection,
+                settle=web.settled,
+                speaks_tls=lambda: self._config.http_tls,
+                say=in_http,
+                plain_on_tls=HTTP_ON_TLS,
+            )
+        for at, listener in enumerate(self._config.listen):
+            yield _Way(
+                word="ready",
+                address=listener.address,
+                why_not=self._why_not,
+                make=partial(self._make_connection, at),
+                settle=self._arriving.discard,
+                speaks_tls=partial(self._speaks_tls, at),
+                say=in_a_line,
+                plain_on_tls=PLAIN_ON_TLS,
+            )
 
-    def _web_way(self, address: Address) -> _Way:
-        web = self._web = Server(Site(self._service, address))
+    async def _sockets_of(self, address: Address) -> list[socket.socket]:
+        if isinstance(address, UnixAddress) and not self._passed.has(address):
+            _remove_stale_socket(address.path)
+            self._own_sockets.append(address.path)
+        try:
+            return await open_sockets(address, self._passed)
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {address}: {error.strerror or error}") from error
 
-        def refusal(sock: socket.socket) -> RequestError | None:
-            return web.refusal() or _refuse_others(sock)
+    def _speaks_tls(self, at: int) -> bool:
+        return bool(self._config.listen[at].tls)
 
-        if self._config.http_tls:
-            make = partial(self._make_tls, web.make_connection, web.settled, self._tls_context(), HTTP_ON_TLS)
-            return _Way("http", address, refusal, make, in_silence)
-        return _Way("http", address, refusal, web.make_connection, in_http)
-
-    def _refusal(self, sock: socket.socket) -> RequestError | None:
+    def _why_not(self, sock: socket.socket) -> RequestError | None:
         """Why a newcomer cannot stay, if it cannot."""
         service = self._service
         if len(service.sessions) + len(self._arriving) >= service.max_clients:
             return Busy(f"{service.max_clients} clients are connected already; try again later")
         return _refuse_others(sock)
 
-    def _tls_context(self) -> ssl.SSLContext:
-        certificate, key = self._config.tls_cert, self._config.tls_key
-        assert certificate is not None and key is not None
-        try:
-            return certificates.server_context(certificate, key)
-        except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
-            raise ConfigError(f"tls_cert {certificate} or its key {error}") from None
-
-    def _make_connection(self, listener: Listener) -> Accepted:
+    def _make_connection(self, at: int) -> Accepted:
+        """For a client that has come to a listener, as that is configured now."""
         config = self._config
-        return Accepted(config.idle_timeout, config.line_timeout, self._arriving, partial(self._serve, listener))
+        serve = partial(self._serve, config.listen[at])
+        return Accepted(config.idle_timeout, config.line_timeout, self._arriving, serve)
 
-    def _make_tls(
-        self,
-        make: Callable[[], Accepted],
-        settle: Callable[[Accepted], object],
-        context: ssl.SSLContext,
-        refusal: bytes,
-    ) -> asyncio.BufferedProtocol:
-        """A connection with TLS below; until its handshake is done, or given up, a client is arriving."""
-        above = make()
-        return TlsTransport(context, above, self._config.line_timeout, refusal, settled=lambda _: settle(above))
+    def _make_protocol(self, way: _Way) -> asyncio.BufferedProtocol:
+        """For a newcomer; with TLS below, it is an arriving one until its handshake is done, or given up."""
+        above = way.make()
+        if not way.speaks_tls():
+            return above
+        assert self._tls is not None
+        return TlsTransport(
+            self._tls, above, self._config.line_timeout, way.plain_on_tls, settled=lambda _: way.settle(above)
+        )
 
     def _serve(self, listener: Listener, connection: Connection) -> None:
         """A client has connected."""
@@ -367,6 +411,76 @@ class Daemon:
         self._exit_code = StorageFailed.exit_code
         self._begin_stop()
 
+    # --- reloading ---
+
+    def _on_hangup(self) -> None:
+        if self._has_terminal and not os.isatty(0):
+            self._on_signal(signal.SIGHUP)  # the terminal that the daemon ran in was closed
+        else:
+            self._reload_wanted.set()
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._manager.reloading()
+            await self._reload()
+            self._manager.ready(self._status())
+
+    async def _reload(self) -> None:
+        """Go on with what the configuration says now, as far as that needs no restart; with all of it or nothing."""
+        try:
+            found = await asyncio.to_thread(self._reread, self._config)
+            tls = _tls_context(found.config)
+        except (ConfigError, OSError) as error:
+            self._refusal = f"the new configuration is refused, the old one stays in force: {error}"
+            log.error("%s", self._refusal)
+            return
+        self._refusal = ""
+        for warning in set(found.config.warnings) - set(self._config.warnings):
+            log.warning("%s", warning)
+        self._tls = tls
+        await self._use(found)
+        log.info("configuration reloaded; changed: %s", ", ".join(found.changed) or "nothing")
+        for key in found.waiting:
+            log.warning("%s has changed in the configuration, which needs a restart; the old value stays in force", key)
+
+    async def _use(self, reloaded: Reloaded) -> None:
+        """Put a configuration in force. Whatever reads it when it needs it, such as new connections, is not here."""
+        config, changed, service = reloaded.config, reloaded.changed, self._service
+        self._config = config
+        logs.use(config.log_level, config.log_format)
+        service.allow_exit = config.allow_exit
+        service.max_clients = _descriptor_limit(config.max_clients, self._descriptors)
+        service.tokens.change(config.token)
+        self._engine.roots = _roots(config)
+        if "codec" in changed or "level" in changed:  # what `auto` has learned is kept otherwise
+            self._engine.code_with(coding.policy(config.codec, config.level))
+        if "verify_every" in changed:
+            await self._scrubber.change(_seconds_to_verify(config))
+
+    # --- what the service manager is told ---
+
+    def _progress(self) -> str:
+        return f"starting: {self._registry.files_ready} files found so far"
+
+    def _status(self) -> str:
+        registry, service = self._registry, self._service
+        told = f"{registry.files_ready} files, {len(service.sessions)} clients, {len(service.running)} requests"
+        return "; ".join(filter(None, [f"{self._state()}: {told}", self._refusal]))
+
+    async def _show_status(self) -> None:
+        while self._manager.is_there:
+            await asyncio.sleep(STATUS_SECONDS)
+            status = await asyncio.to_thread(self._status)  # it asks the disk
+            if not self._service.stopping:
+                self._manager.status(status)
+
+    async def _show_life(self) -> None:
+        while self._manager.watchdog_seconds is not None:
+            self._manager.alive()
+            await asyncio.sleep(self._manager.watchdog_seconds / 2)
+
     async def _watch_store(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -378,6 +492,8 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._reloads = asyncio.create_task(self._reload_when_wanted())
 
     def _on_signal(self, number: int) -> None:
         log.info("%s: stopping", signal.Signals(number).name)
@@ -398,7 +514,9 @@ class Daemon:
     async def _stop(self) -> None:
         """No new requests; running ones finish or are given up; then the processes end."""
         service = self._service
-        log.info("stopping: %d requests are running", len(service.running))
+        told = f"stopping: {len(service.running)} requests are running"
+        log.info("%s", told)
+        self._manager.stopping(told, self._config.stop_timeout + 2 * STOP_GRACE_SECONDS)
         threading.Thread(target=self._watch_stop, daemon=True).start()
         for acceptor in self._acceptors:
             acceptor.close()
@@ -417,6 +535,8 @@ class Daemon:
         self._stopped.set()
 
     async def _all_done(self) -> None:
+        self._reloads.cancel()
+        await asyncio.wait({self._reloads})
         await self._scrubber.stop()
         while self._service.running:
             await asyncio.wait(self._service.running)
@@ -425,7 +545,7 @@ class Daemon:
 
     def _watch_stop(self) -> None:
         """A stop that hangs, say in a dead disk, still ends."""
-        time.sleep(self._config.stop_timeout + 5)
+        time.sleep(self._config.stop_timeout + STOP_GRACE_SECONDS)
         os._exit(EXIT_STOP_TIMED_OUT)
 
     async def _close(self) -> None:
@@ -439,19 +559,43 @@ class Daemon:
             acceptor.close()
         if self._web is not None:
             await self._web.close()
-        for address in [self._config.http, *(listener.address for listener in self._config.listen)]:
-            if isinstance(address, UnixAddress):
-                with suppress(OSError):
-                    address.path.unlink()
+        for path in self._own_sockets:
+            with suppress(OSError):
+                path.unlink()
         self._budget.close()
         os.close(self._lock_fd)
 
 
+def _last_words(way: _Way, error: RequestError) -> bytes:
+    """For who cannot stay; none to who would not understand plain text."""
+    return b"" if way.speaks_tls() else way.say(error)
+
+
+def _roots(config: Config) -> Roots:
+    return Roots(config.roots, forbidden=[config.path])
+
+
+def _seconds_to_verify(config: Config) -> float:
+    return config.verify_every * 86_400
+
+
+def _tls_context(config: Config) -> ssl.SSLContext | None:
+    """What the configured certificate and key make, read again; None if there are none."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    try:
+        return certificates.server_context(config.tls_cert, config.tls_key)
+    except (certificates.BadCertificate, certificates.BadKey) as error:  # changed since they were checked
+        raise ConfigError(f"tls_cert {config.tls_cert} or its key {error}") from None
+
+
 def _descriptor_limit(max_clients: int, others: int) -> int:
-    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own, beside
-    `others` that have none."""
+    """Raise the soft limit of open files and return how many clients fit below it, each with a file of its own.
+
+    `others` are descriptors that are taken for other things.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = len(os.listdir("/proc/self/fd")) + SPARE_DESCRIPTORS + others
+    taken = others + SPARE_DESCRIPTORS
     wanted = taken + 2 * max_clients
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

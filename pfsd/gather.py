@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from typing import Generic, TypeVar
 
 from pfsd.aio import finish
@@ -89,7 +90,8 @@ class Gatherer(Generic[Item, Result]):
         """Start batches when everybody who is about to add something has done so."""
         if not self._starting and self._waiting and len(self._running) < self._at_once:
             self._starting = True
-            asyncio.get_running_loop().call_soon(self._start)
+            # In a context of its own: a batch is about many, and not just who comes first.
+            asyncio.get_running_loop().call_soon(self._start, context=Context())
 
     def _start(self) -> None:
         self._starting = False

@@ -30,9 +30,13 @@ class Tokens:
     """Compares tokens with the right one; with none, every token is right."""
 
     def __init__(self, token: str | None, pause: float = PAUSE_SECONDS) -> None:
-        self._digest = None if token is None else _digest(token.encode())
+        self.change(token)
         self._pause = pause
         self._suspects: dict[str, _Suspect] = {}
+
+    def change(self, token: str | None) -> None:
+        """Another token is the right one from now on."""
+        self._digest = None if token is None else _digest(token.encode())
 
     @property
     def needed(self) -> bool:

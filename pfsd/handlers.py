@@ -177,7 +177,7 @@ async def _cat(call: Call) -> None:
     except (Exception, asyncio.CancelledError):
         if not begun:
             raise
-        log.warning("client %d: cat %s broke off", call.client, protocol.show(call.request.words[0].value))
+        log.warning("cat %s broke off", protocol.show(call.request.words[0].value))
         call.connection.abort()
         raise ConnectionLost("the content broke off") from None
 
@@ -307,7 +307,7 @@ async def _auth(call: Call) -> None:
         access.trusted = True
         await call.answer.ok("auth")
         return
-    log.warning("client %d at %s gave a wrong token", call.client, call.connection.peer)
+    log.warning("the client gave a wrong token")
     access.wrong_tokens += 1
     if access.wrong_tokens >= MAX_WRONG_TOKENS:
         call.connection.end_input()

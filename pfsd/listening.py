@@ -11,11 +11,12 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
-from pfsd.errors import RequestError
-from pfsd.kinds import Address, TcpAddress
+from pfsd.errors import ConfigError, RequestError
+from pfsd.kinds import Address, TcpAddress, UnixAddress
 from pfsd.protocol import LF, format_error
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,9 @@ def in_a_line(error: RequestError) -> bytes:
     return format_error(error, None, LF)
 
 
-def in_silence(error: RequestError) -> bytes:
-    """Nothing: TLS is spoken there."""
-    return b""
-
-
 class Acceptor:
     """One listening socket. `refusal` looks at a newcomer and says why it cannot stay; others get a protocol each.
-    Who cannot stay is told in the words that `tell` makes of it; none are said to who would not understand plain text.
+    Who cannot stay is told in the words that `tell` makes of it, if any.
 
     The `connection_lost` of a protocol is called even if its connection never came to be made.
     """
@@ -120,18 +116,59 @@ def _turn_away(sock: socket.socket, last_words: bytes) -> None:
         sock.recv(UNREAD_BYTES)
 
 
-async def open_sockets(address: Address) -> list[socket.socket]:
-    """Sockets that listen on an address: a host name may stand for several. OSError."""
+async def open_sockets(address: Address, passed: Passed | None = None) -> list[socket.socket]:
+    """Sockets that listen on an address: a host name may stand for several. OSError.
+
+    Those that were passed by whoever started the daemon are taken, the others are made.
+    """
+    passed = passed or Passed([])
     if isinstance(address, TcpAddress):
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         places = dict.fromkeys((socket.AddressFamily(family), where) for family, _, _, _, where in found)
-        return [_listen(family, where) for family, where in places]
+        return [sock for family, where in places for sock in passed.take(family, where) or [_listen(family, where)]]
+    where = str(address.path)
+    if taken := passed.take(socket.AF_UNIX, where):
+        return taken
     umask = os.umask(0o177)  # the socket is born private, not made so a moment later
     try:
-        return [_listen(socket.AF_UNIX, str(address.path))]
+        return [_listen(socket.AF_UNIX, where)]
     finally:
         os.umask(umask)
+
+
+class Passed:
+    """Listening sockets that a service manager has opened, to be taken by their addresses."""
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        """ConfigError for one that does not listen for streams."""
+        for sock in sockets:
+            is_stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+            if not is_stream or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise ConfigError("systemd passes a socket that does not listen: use ListenStream= and Accept=no")
+        self._left = list(sockets)
+
+    def has(self, address: UnixAddress) -> bool:
+        """Whether one listens there."""
+        return any(_place(sock.getsockname()) == _place(str(address.path)) for sock in self._left)
+
+    def take(self, family: socket.AddressFamily, where: object) -> list[socket.socket]:
+        """Those that listen there."""
+        taken = [sock for sock in self._left if (sock.family, _place(sock.getsockname())) == (family, _place(where))]
+        self._left = [sock for sock in self._left if sock not in taken]
+        return taken
+
+    def check_all_taken(self) -> None:
+        """ConfigError for a socket on which nobody would be served."""
+        for sock in self._left:
+            where = _place(sock.getsockname())
+            shown = TcpAddress(*where) if isinstance(where, tuple) else f"unix:{where}"
+            raise ConfigError(f"systemd passes a socket on {shown}, which is in neither listen nor http: put it there")
+
+
+def _place(name: Any) -> tuple[str, int] | str:
+    """A socket's own name, however it is written: host and port, or the real path of a Unix socket."""
+    return (name[0], name[1]) if isinstance(name, tuple) else os.path.realpath(name)
 
 
 def _listen(family: socket.AddressFamily, where: object) -> socket.socket:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import time
 from contextlib import suppress
 
-from pfsd import activity, protocol
+from pfsd import activity, logs, protocol
 from pfsd.activity import Command
-from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Service, current_task
+from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Outcome, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
 from pfsd.errors import AuthError, Busy, Cancelled, Denied, Internal, RequestError, Stopping, TooLong, UsageError
 from pfsd.handlers import HANDLERS, content_size
 from pfsd.protocol import Request
-from pfsd.verbs import BEFORE_AUTH, VERBS, check
+from pfsd.verbs import BEFORE_AUTH, CHANGES, VERBS, check
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ MAX_REQUESTS = 256
 MAX_OPEN_UPLOADS = 32
 #: Uploads in frames, refused and failed ones too, whose end has not come; beyond it the connection ends.
 MAX_FEEDS = 1024
+#: Of a request with many words, or long ones, the log shows so many, and so much of each.
+MAX_LOGGED_WORDS, MAX_LOGGED_WORD = 32, 256
 #: What runs even while the daemon stops.
 WHILE_STOPPING = frozenset({"hello", "help", "ping", "quit", "auth"})
 
@@ -107,7 +109,8 @@ class Session:
         """Whether a client that sends nothing waits for an answer. Uploads that wait for it are given up."""
         waits = bool(self._tasks)
         for feed in self._open_uploads().values():
-            feed.fail(Cancelled(f"no content came for {self._service.idle_seconds:g} seconds; the file was not stored"))
+            seconds = self._connection.idle_seconds
+            feed.fail(Cancelled(f"no content came for {seconds:g} seconds; the file was not stored"))
         return waits
 
     async def _wait_for_room(self) -> None:
@@ -151,7 +154,7 @@ class Session:
         first, self._seen_line = not self._seen_line, True
         if not first or not protocol.looks_like_http(line, cut=cut):
             return False
-        log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._connection.peer)
+        log.warning("client %d at %s speaks HTTP and is turned away", self._number, self._peer)
         await self._connection.write(protocol.HTTP_REFUSAL)
         return True
 
@@ -259,41 +262,55 @@ class Session:
         if before:
             await asyncio.wait(before)
         answer = Answer(self._connection, request.tag, request.ending)
-        self._service.running.add(current_task())
         command = self._service.activity.begin(request, self._peer)
-        outcome = activity.OK
+        about = logs.About(self._number, self._peer, request.verb, command.id)
+        logs.about.set(about)
+        self._service.running.add(current_task())
         try:
             if request.verb in VERBS:
                 self._allow(request.verb)
             await handler(self._call(request, answer, feed, content, command))
-        except ConnectionLost as error:
-            outcome = error.code
+        except ConnectionLost:
+            pass
         except RequestError as error:
-            outcome = error.code
             if isinstance(error, Internal):
-                error = _internal(error, request)
+                error = _internal(error, about)
             if feed is not None and not feed.upload.done():
                 feed.upload.set_result(None)
             await self._answer_error(error, answer)
         except asyncio.CancelledError:
-            outcome = Cancelled.code
             if not self._connection.lost:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(1):
                         await self._answer_error(Cancelled("the daemon stopped before this was done"), answer)
             raise
         except Exception as error:
-            outcome = Internal.code
-            await self._answer_error(_internal(error, request), answer)
+            await self._answer_error(_internal(error, about), answer)
         finally:
-            self._service.activity.end(command, outcome)
+            self._service.activity.end(command, _word(answer.outcome))
+            self._log(request, answer.outcome, time.monotonic() - command.since)
+
+    def _log(self, request: Request, outcome: Outcome, seconds: float) -> None:
+        """Tell the log how a request ended; what changes nothing only for debugging."""
+        trusted = self._access.trusted
+        level = logging.INFO if request.verb in CHANGES and trusted else logging.DEBUG
+        if not log.isEnabledFor(level):
+            return
+        facts: dict[str, logs.Fact] = {"seconds": seconds}
+        if trusted and request.verb in VERBS.keys() - BEFORE_AUTH:  # else it may hold a token, mistyped or misplaced
+            facts["request"] = _shown(request)
+        if isinstance(outcome, RequestError):
+            why = f": {outcome.message}" if request.verb else ""  # which may quote what was not understood
+            log.log(level, "ERR %s%s", outcome.code, why, extra={"facts": outcome.fields | facts})
+        elif outcome is None:
+            log.log(level, "the client has gone before the answer", extra={"facts": facts})
+        else:
+            log.log(level, "OK %s", request.verb, extra={"facts": outcome | facts})
 
     def _call(
         self, request: Request, answer: Answer, feed: Feed | None, content: Content | None, command: Command
     ) -> Call:
-        return Call(
-            self._service, self._connection, request, answer, self._number, feed, content, self._access, command
-        )
+        return Call(self._service, self._connection, request, answer, feed, content, self._access, command)
 
     async def _answer_error(self, error: RequestError, answer: Answer) -> None:
         with suppress(ConnectionLost):
@@ -407,8 +424,22 @@ class Session:
             await self._connection.discard(int(size))
 
 
-def _internal(error: Exception, request: Request) -> Internal:
+def _word(outcome: Outcome) -> str:
+    """What the counters call it."""
+    if isinstance(outcome, RequestError):
+        return outcome.code
+    return Cancelled.code if outcome is None else activity.OK
+
+
+def _shown(request: Request) -> str:
+    """A request for the log, cut short if it is long."""
+    words = [protocol.show(word.value, MAX_LOGGED_WORD) for word in request.words[:MAX_LOGGED_WORDS]]
+    more = ["..."] if len(request.words) > MAX_LOGGED_WORDS else []
+    options = [f"{key}={protocol.show(value, MAX_LOGGED_WORD)}" for key, value in request.options.items()]
+    return " ".join([request.verb, *words, *more, *options])
+
+
+def _internal(error: Exception, about: logs.About) -> Internal:
     """A bug: people get a reference, the log gets the rest."""
-    ref = os.urandom(4).hex()
-    log.error("internal error ref=%s in %s", ref, request.verb, exc_info=error)
-    return Internal(f"a bug in pfsd: {type(error).__name__}; the log has more under this ref", ref=ref)
+    log.error("internal error", exc_info=error)
+    return Internal(f"a bug in pfsd: {type(error).__name__}; the log has more under this ref", ref=about.ref)

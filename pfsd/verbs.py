@@ -88,6 +88,8 @@ VERBS: dict[str, Verb] = {
     "exit": _verb("exit", 0, 0, "", "shut the daemon down: running commands finish first", "exit"),
 }
 
+#: What changes the store, or ends the daemon: for the log.
+CHANGES = frozenset({"put", "delete", "rename", "exit"})
 #: What a client may say before it has shown the token.
 BEFORE_AUTH = frozenset({"hello", "help", "auth", "ping", "quit"})
 

@@ -14,10 +14,10 @@ LAYERS = [
     {"errors"},
     {"lanes"},
     {"codecs", "coding", "protocol", "disk", "hashing", "fair", "aio", "kinds", "tables", "stretches"}
-    | {"certificates", "logs", "excludes"},
+    | {"certificates", "systemd", "excludes"},
     {"syntax"},
     {"completions"},
-    {"packs", "records", "verbs", "paths", "spare", "mark"},
+    {"packs", "records", "verbs", "paths", "spare", "mark", "logs"},
     {"config"},
     {"effective"},
     {"stores", "registry", "journal", "advise"},
@@ -79,9 +79,9 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 NO_ASYNCIO = {
     "errors", "codecs", "protocol", "disk", "hashing", "packs", "records", "verbs", "paths", "stores",
     "stores.local", "stores.memory", "registry", "journal", "work", "fair", "config", "kinds", "coding", "advise",
-    "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "rescue.salvage", "rescue.survey",
-    "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check", "rescue.rebuild",
-    "rescue.repair", "syntax", "completions", "effective", "excludes", "readahead",
+    "measure", "tables", "stretches", "spare", "mark", "certificates", "logs", "systemd", "rescue.salvage",
+    "rescue.survey", "rescue.directory", "rescue.reconcile", "rescue.report", "rescue.rewrite", "rescue.check",
+    "rescue.rebuild", "rescue.repair", "syntax", "completions", "effective", "excludes", "readahead",
 }  # fmt: skip
 #: The two ends of the wire share the protocol and the errors, nothing else.
 CLIENT_MAY_IMPORT = {

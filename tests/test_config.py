@@ -18,9 +18,11 @@ from pfsd.config import (
     KEYS,
     SLAB_UNIT,
     Config,
+    Reloaded,
     auto_processes,
     least_memory,
     load,
+    reload,
     worker_overhead,
 )
 from pfsd.errors import ConfigError
@@ -85,11 +87,8 @@ def test_the_shipped_file_is_exactly_the_defaults(loaded: Loader) -> None:
 
 def test_the_shipped_file_has_every_key_with_a_comment() -> None:
     text = SHIPPED.read_text()
-    assert (
-        set(yaml.safe_load(text))
-        == set(KEYS)
-        == {field.name for field in dataclasses.fields(Config)} - {"warnings", "sources"}
-    )
+    worked_out = {"slab_size", "warnings", "sources"}
+    assert set(yaml.safe_load(text)) == set(KEYS) == {field.name for field in dataclasses.fields(Config)} - worked_out
     for key in KEYS:
         assert re.search(rf"(?m)^# .*\n{key}: ", text), f"{key} has no comment right above it"
 
@@ -341,6 +340,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ("durability: sometimes", "must be always or none"),
     ("allow_exit: true", "must be local, anyone or nobody"),
     ("loop: trio", "must be uvloop or asyncio"),
+    ("log_format: xml", "must be plain or json"),
     ("log_level: trace", "must be debug, info, warning or error"),
     ('log_level: "in\\nfo"', "must be debug, info, warning or error"),
     # tokens
@@ -511,6 +511,7 @@ OVERRIDES: dict[str, tuple[str, object]] = {
     "line_timeout": ("1.5", 1.5),
     "stop_timeout": ("1", 1.0),
     "log_level": ("error", "error"),
+    "log_format": ("json", "json"),
 }
 
 
@@ -784,3 +785,104 @@ def test_runs_leave_room_for_two_for_each_worker(loaded: Loader) -> None:
     assert config.run_parts == config.slab_size // config.part_size // 8 > 1
     least = least_memory(4, worker_overhead("none", 1, MIB), MIB)
     assert loaded(f"{{processes: 4, memory: {least}, codec: none}}").run_parts == 1
+
+
+# --- reloading ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reloaded(loaded: Loader, tmp_path: Path) -> Callable[[str, str], Reloaded]:
+    """What a daemon that was started with one text does with another."""
+
+    def from_to(before: str, after: str) -> Reloaded:
+        running = loaded(before)
+        (tmp_path / "config.yaml").write_text(after)
+        return reload(tmp_path / "config.yaml", {}, running)
+
+    return from_to
+
+
+def test_a_reload_takes_what_is_live_and_names_the_rest(reloaded: Callable[[str, str], Reloaded]) -> None:
+    config, changed, waiting = reloaded("{processes: 1}", "{processes: 2, memory: 512MiB, log_level: debug}")
+    assert (config.processes, config.memory, config.log_level) == (1, 256 * MIB, "debug")
+    assert (changed, waiting) == (("log_level",), ("processes", "memory"))
+    assert reloaded("", "").changed == reloaded("", "").waiting == ()
+
+
+def test_stronger_coding_is_live_as_long_as_its_memory_was_there(reloaded: Callable[[str, str], Reloaded]) -> None:
+    for before, after, waits in (
+        ("level: 3", "level: 1", ()),
+        ("level: 3", "level: 4", ()),
+        ("level: 3", "level: 9", ("level",)),
+        ("codec: zlib", "{codec: zstd, level: 19}", ("codec", "level")),
+        ("codec: auto", "{codec: zstd, level: 6}", ()),
+    ):
+        config, _, waiting = reloaded(before, after)
+        assert waiting == waits, (before, after)
+        overhead = worker_overhead(config.codec, config.level, config.part_size)
+        assert config.slab_size + config.processes * overhead + DAEMON_RESERVE <= config.memory
+
+
+def test_what_was_weakened_may_be_strengthened_again(loaded: Loader, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    running = loaded("level: 9")
+    for level in (1, 9):
+        file.write_text(f"level: {level}")
+        running, _, waiting = reload(file, {}, running)
+        assert running.level == level and not waiting
+
+
+def test_addresses_need_a_restart_and_what_is_allowed_there_does_not(
+    reloaded: Callable[[str, str], Reloaded],
+) -> None:
+    config, changed, waiting = reloaded("listen: 127.0.0.1:1", "listen: {address: '127.0.0.1:1', allow: list}")
+    assert config.listen[0].allow == {"list"} | BEFORE_AUTH
+    assert (changed, waiting) == (("listen",), ())
+    config, changed, waiting = reloaded("listen: 127.0.0.1:1", "listen: [127.0.0.1:1, 127.0.0.1:2]")
+    assert len(config.listen) == 1
+    assert (changed, waiting) == ((), ("listen",))
+
+
+@pytest.mark.promise("local")
+def test_an_open_address_does_not_lose_its_token_while_it_waits(reloaded: Callable[[str, str], Reloaded]) -> None:
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0:1 is open until a restart, and needs a token"):
+        reloaded(f"{{listen: 0.0.0.0:1, token: {SECRET}}}", "listen: 127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"http: 0\.0\.0\.0:1 is open until a restart, and needs a token"):
+        reloaded(f"{{http: 0.0.0.0:1, token: {SECRET}}}", "http: 127.0.0.1:1")
+
+
+@pytest.mark.promise("local")
+@needs_openssl
+def test_an_address_with_tls_does_not_lose_its_certificate_while_it_waits(
+    reloaded: Callable[[str, str], Reloaded], tmp_path: Path
+) -> None:
+    make_certificate(tmp_path)
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 is open until a restart, and needs tls_cert"):
+        reloaded("{listen: 127.0.0.1:1, tls_cert: cert.pem, tls_key: key.pem}", "listen: 127.0.0.1:2")
+
+
+@pytest.mark.promise("local")
+@pytest.mark.parametrize(
+    ("mode", "fits"), [(0o440, True), (0o400, True), (0o460, False), (0o444, False), (0o404, False)]
+)
+def test_what_root_lends_this_user_may_be_for_its_group(
+    loaded: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, fits: bool
+) -> None:
+    """As credentials of systemd are."""
+    path = tmp_path / "token"
+    path.write_text(SECRET)
+    path.chmod(mode)
+    fstat = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: _of(fstat(fd), uid=0))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    if fits:
+        assert loaded("token_file: token").token == SECRET
+    else:
+        assert "must be private" in refusal(loaded, "token_file: token")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    if mode & 0o077:
+        assert "must be private" in refusal(loaded, "token_file: token")
+
+
+def _of(found: os.stat_result, uid: int) -> os.stat_result:
+    return os.stat_result([*found[:4], uid, *found[5:]])

@@ -20,7 +20,7 @@ from pfsd import cli, config, protocol, session
 from pfsd.daemon import EXIT_STOP_TIMED_OUT
 from pfsd.errors import BY_CODE, FatalError
 from pfsd.verbs import VERBS
-from tests.documents import DOCUMENTS, ROOT, Block, prose, sections, table, transcripts
+from tests.documents import DOCUMENTS, ROOT, Block, blocks, prose, sections, table, transcripts
 from tests.harness import PATIENCE_SECONDS, Daemon
 from tests.pages import is_page
 from tests.replay import Replay
@@ -181,6 +181,26 @@ def test_config_yaml_has_every_key_with_its_default(tmp_path: Path) -> None:
     beside.write_text(text)
     empty_file.write_text("")
     assert config.load(beside, {}) == config.load(empty_file, {})
+
+
+def test_every_key_is_in_the_table_of_reloads() -> None:
+    rows = table(sections(ROOT / "docs" / "operations.md")["Changing settings"])[2:]
+    told = {key: does for row in rows for key, does in [(key, row[1]) for key in re.findall(r"`(\w+)`", row[0])]}
+    assert told.keys() == set(config.KEYS)
+    assert {key for key, does in told.items() if does != "needs a restart"} == config.LIVE_KEYS
+
+
+def test_the_configuration_of_the_service_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(ROOT / "docs" / "operations.md") if block.mark == "yaml"]
+    (tmp_path / "files").mkdir()
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(block.lines).replace("/var/lib/pfsd", str(tmp_path)))
+    settings = config.load(path, {})
+    service = (ROOT / "contrib" / "systemd" / "pfsd.service").read_text()
+    for name, setting in (("store", settings.path), ("files", settings.roots[0])):
+        assert setting == tmp_path / name and f"pfsd/{name}" in service
+    sockets = re.findall(r"^ListenStream=(.+)$", (ROOT / "contrib" / "systemd" / "pfsd.socket").read_text(), re.M)
+    assert [str(each.address).removeprefix("unix:") for each in settings.listen] == sockets
 
 
 def modules_in_design() -> list[str]:

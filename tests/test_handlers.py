@@ -41,5 +41,5 @@ async def test_a_failed_upload_gets_its_memory_back_only_when_the_connection_has
     request = parse_request(b"put - name=name size=3")
     command = Activity().begin(request, "unix")
     with pytest.raises(NoSpace):
-        await HANDLERS["put"](Call(unused, connection, request, unused, 1, feed, None, Access(None, True), command))
+        await HANDLERS["put"](Call(unused, connection, request, unused, feed, None, Access(None, True), command))
     assert happened == ["let go", "memory given back"]

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from pfsd import coding, records, stores, work
+from pfsd import records, stores, work
 from pfsd.budget import Extent, MemoryBudget
+from pfsd.coding import Policy
 from pfsd.commands.shared import SMALL_BYTES, SharedPacks
 from pfsd.committer import Committer
 from pfsd.errors import Exists, NotFound, NotReady, RequestError
@@ -83,7 +84,7 @@ class Engine:
     workers: Workers
     roots: Roots
     settings: Settings
-    coding: coding.Policy
+    coding: Policy
     _claimed: set[bytes] = field(default_factory=set)
     _locks: WeakValueDictionary[int, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     _pins: Counter[int] = field(default_factory=Counter)
@@ -101,6 +102,10 @@ class Engine:
             self._load_together, at_once=len(self.workers), most_items=SMALL_LOADS, most_cost=SMALL_LOADS_BYTES
         )
         self._small_flow = Flow()  # all small loads together count as one command
+
+    def code_with(self, policy: Policy) -> None:
+        """How files are coded from now on; those on their way go on as they began."""
+        self.coding = self.shared.coding = policy
 
     # --- finding ---
 

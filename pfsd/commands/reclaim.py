@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from contextvars import Context
 
 from pfsd import packs, records, stores, work
 from pfsd.aio import finish
@@ -89,7 +90,7 @@ class Reclaimer:
 
     def _start(self) -> None:
         if self._work is None and not self._stopped:
-            self._work = asyncio.create_task(self._run())
+            self._work = asyncio.create_task(self._run(), context=Context())  # on behalf of nobody
 
     async def _run(self) -> None:
         try:

@@ -120,8 +120,15 @@ class Scrubber:
             return
         self._work.cancel()
         await asyncio.wait({self._work})
+        self._work = None
         self._end_stretch()
         await self._journal()
+
+    async def change(self, every: float) -> None:
+        """Go on with another time."""
+        await self.stop()
+        self.every = every
+        self.start()
 
     @property
     def oldest(self) -> int:

@@ -62,7 +62,7 @@ class SharedPacks:
         """`let_go` is called with a pack that nobody holds any more, and whether something in it was given up."""
         self._store = store
         self._workers = workers
-        self._coding = coding
+        self.coding = coding
         self._new_pack_id = new_pack_id
         self._let_go = let_go
         self._flow = Flow()  # all small files together count as one command
@@ -114,7 +114,7 @@ class SharedPacks:
 
     async def _store_together(self, files: Sequence[SmallFile]) -> list[Placed | work.Failure]:
         pack = self._new_pack_id()
-        choice = self._coding.choose()
+        choice = self.coding.choose()
         batch = work.StoreBatch(
             token=f"{pack:016x}",
             parts=tuple(part for file in files for part in file.parts),
@@ -125,7 +125,7 @@ class SharedPacks:
         cost = sum(map(_cost, files))
         try:
             stored = await self._workers.run(work.store_batch, batch, self._flow, cost)
-            self._coding.tell(choice, stored.measured)
+            self.coding.tell(choice, stored.measured)
             results = _share_out(pack, files, stored.parts)
             held = sum(isinstance(result, Placed) for result in results)
             if held:
