@@ -21,7 +21,8 @@ Connect = Callable[[], Awaitable[Client]]
 class Pool:
     """Connections made by `connect`: at most `most` lent out at once, as many kept for the next.
 
-    Who waits for one is told TimedOut when for `patience` seconds no byte has moved on those that others have.
+    Who waits for one is told TimedOut when for `patience` seconds no content has moved on those that others have: a
+    daemon that answers pings is there, and their transfers may stand still all the same.
     """
 
     def __init__(self, connect: Connect, most: int, patience: float | None) -> None:
