@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pfsd.activity import Command
+from pfsd.protocol import Request, Word
+from pfsd.registry import Registry
 from tests.harness import PART, Daemon, has_ended, noise, wait_for
 from tests.wire import Wire, code, fields
 
@@ -72,6 +75,11 @@ def test_bytes_and_total_of_a_get_that_its_client_does_not_take(daemon: Daemon) 
         assert received == content and code(last) == "OK"
         assert counters(daemon)["bytes_out"] - before >= len(content) - int(seen["bytes"]) - 4 * PART
     assert b"delete" in daemon.ask(b'delete "2024"\n')[-1]
+
+
+def test_a_number_that_is_no_id_stops_nobody_from_looking(daemon: Daemon) -> None:
+    command = Command(1, Request("get", (Word(b"9" * 5000), Word(b"-"))), "unix", 0.0)
+    assert command.name(Registry()) is None
 
 
 def test_counters_count_content_and_outcomes(daemon: Daemon) -> None:
