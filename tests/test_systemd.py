@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -154,6 +155,14 @@ def test_a_manager_that_is_gone_does_not_matter(tmp_path: Path) -> None:
     manager = systemd.Manager(str(tmp_path / "nobody"))
     manager.ready("all is well")
     systemd.Manager().alive()
+
+
+def test_want_of_descriptors_fails_nobody_who_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    systemd.Manager(str(tmp_path / "notify")).alive()
 
 
 def test_a_start_that_hangs_gets_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
