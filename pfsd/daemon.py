@@ -434,7 +434,7 @@ class Daemon:
         try:
             found = await asyncio.to_thread(self._reread, self._config)
             tls = _tls_context(found.config)
-        except (ConfigError, OSError) as error:
+        except (ConfigError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be made
             self._refusal = f"the new configuration is refused, the old one stays in force: {error}"
             log.error("%s", self._refusal)
             return

@@ -297,6 +297,22 @@ def test_a_running_put_ends_as_it_began(running: Daemon) -> None:
     assert code(running.ask(b"verify begun\n")[-1]) == "OK"
 
 
+def test_a_reload_for_which_no_thread_can_be_made_is_not_the_last(idle_daemon: Daemon) -> None:
+    idle_daemon.prelude = (
+        "import asyncio\n"
+        "to_thread = asyncio.to_thread\n"
+        "async def fail_once(job, *arguments):\n"
+        "    if 'reload' in repr(job):\n"
+        "        asyncio.to_thread = to_thread\n"
+        '        raise RuntimeError("can\'t start new thread")\n'
+        "    return await to_thread(job, *arguments)\n"
+        "asyncio.to_thread = fail_once\n"
+    )
+    idle_daemon.start()
+    assert "can't start new thread" in reload(idle_daemon, "refused")
+    assert "changed: max_clients" in reload(idle_daemon, max_clients=5)
+
+
 def test_stop_timeout_and_all_that_does_not_stop_a_daemon(idle_daemon: Daemon) -> None:
     manager = Notices(str(idle_daemon.home / "notify"))
     idle_daemon.environ = {"NOTIFY_SOCKET": str(idle_daemon.home / "notify")}
