@@ -255,6 +255,16 @@ def test_what_nobody_took_is_named(family: socket.AddressFamily, tmp_path: Path)
         assert f"on {where[family]}" in caught.value.message
 
 
+def test_what_nobody_took_is_named_if_it_has_no_path_too() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0pfsd-{os.getpid()}")
+        sock.listen()
+        passed = Passed([sock])
+        assert passed.take(socket.AF_UNIX, "/pfsd") == []
+        with pytest.raises(ConfigError, match=f"on unix:@pfsd-{os.getpid()}, which is in neither"):
+            passed.check_all_taken()
+
+
 @pytest.mark.promise("local")
 def test_an_open_socket_needs_a_token_too(idle_daemon: Daemon) -> None:
     port = free_port()
