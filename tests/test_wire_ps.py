@@ -99,6 +99,19 @@ def test_counters_count_content_and_outcomes(daemon: Daemon) -> None:
     assert after["errors_total"] - before["errors_total"] == 2
 
 
+def test_a_tag_in_use_is_an_error_that_counts(daemon: Daemon) -> None:
+    with daemon.connect() as sender:
+        upload_begins(sender, b"tagged", b"hello\n")
+        before = counters(daemon)
+        sender.send(b"@up list\n")
+        assert sender.line().startswith(b"@up ERR usage ")
+        after = counters(daemon)
+        sender.send(b"@up ABORT\n")
+        assert sender.reply()[-1].startswith(b"@up ERR cancelled")
+    assert after["errors_total"] == before["errors_total"] + 1
+    assert after["commands_total"] == before["commands_total"] + 2, "with the stats before"
+
+
 def test_a_token_is_never_shown(tmp_path: Path) -> None:
     with Daemon(tmp_path, token="correct-horse", allow_exit="nobody") as daemon:
         daemon.start()
