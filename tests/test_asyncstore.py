@@ -199,6 +199,20 @@ async def test_a_pool_that_stands_still_is_told(shared_daemon: Daemon) -> None:
         assert not await store.exists("stuck")
 
 
+async def test_what_becomes_of_many_files_may_be_looked_at_on_the_way(
+    shared_daemon: Daemon, store: AsyncStore, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(b"f")
+    await store.put(bytes(3 * MIB), "big")
+    async with asyncio.timeout(20), AsyncStore(store.address, connections=1) as one:
+        async for outcome in one.put_many([(tmp_path / "f", "f")]):
+            assert outcome.error is None
+            assert len(await one.get("big")) == 3 * MIB
+        async for got in one.get_many([("f", "copy")], tmp_path):
+            assert got.error is None
+            assert len(await one.get("big")) == 3 * MIB
+
+
 async def test_what_waits_when_a_store_is_closed_does_not_begin(shared_daemon: Daemon) -> None:
     begun = asyncio.Event()
 
