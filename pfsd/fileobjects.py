@@ -327,8 +327,13 @@ class RawReader(io.RawIOBase):
         self.file = file
         self.etag = etag
         self._position = 0
+        self._fetch = fetch
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._blocks: ReadAhead[Call[bytes]] = ReadAhead(
-            file.size, lambda offset, length: Call(fetch(offset, length)), Call.cancel
+            self.file.size, lambda offset, length: Call(self._fetch(offset, length)), Call.cancel
         )
 
     @property
@@ -370,6 +375,8 @@ class RawReader(io.RawIOBase):
         at = self._position
         if at >= self.file.size or not most:
             return memoryview(b"")
+        if self._pid != os.getpid():
+            self._begin()  # what is on its way comes to the process that this one was forked from
         begin, call = self._blocks.block(at, most)
         try:
             content = call.result()
@@ -381,7 +388,7 @@ class RawReader(io.RawIOBase):
         return piece
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._pid == os.getpid():
             self._blocks.clear()
         super().close()
 

@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -143,6 +144,26 @@ def test_a_fork_in_the_middle_of_everything(store: Store) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert file.read() == noise(3 * MIB)[10:]
     assert store.get("half") == noise(2 * MIB)
+
+
+def test_a_forked_child_reads_on(store: Store) -> None:
+    """What is fetched ahead while the process forks comes to the parent alone."""
+    content = noise(40 * MIB)
+    store.put(content, "ahead")
+    with store.open("ahead") as file:
+        for _ in range(6):  # in a row: much is on its way now
+            assert file.raw.read(MIB)
+        begin = file.raw.tell()
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            code = 1
+            try:
+                code = 0 if file.raw.readall() == content[begin:] else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert file.raw.readall() == content[begin:]
 
 
 def test_dropped_stores_close_their_connections(shared_daemon: Daemon) -> None:
