@@ -179,7 +179,7 @@ async def test_streams_and_writers_do_not_wait_for_each_other(shared_daemon: Dae
 
 
 async def test_a_pool_that_stands_still_is_told(shared_daemon: Daemon) -> None:
-    async with AsyncStore(f"127.0.0.1:{shared_daemon.port}", connections=1, timeout=0.2) as store:
+    async with AsyncStore(f"127.0.0.1:{shared_daemon.port}", connections=1, timeout=1) as store:
         begun = asyncio.Event()
 
         async def stuck() -> AsyncIterator[bytes]:
@@ -188,7 +188,8 @@ async def test_a_pool_that_stands_still_is_told(shared_daemon: Daemon) -> None:
             await asyncio.Event().wait()
 
         putting = asyncio.create_task(store.put(stuck(), "stuck"))
-        await begun.wait()
+        await asyncio.wait({putting, asyncio.ensure_future(begun.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        assert not putting.done()
         with pytest.raises(pfsd.TimedOut, match="connections="):
             await store.put(iter([b"2"]), "waits")
         putting.cancel()
