@@ -55,6 +55,10 @@ _NEVER_COPIED = shutil.ignore_patterns(".*", "store", "build", "dist", "*.egg-in
 _SETTING = r"(?:\w+=\S+ )*"
 _DAEMON = re.compile(rf"^({_SETTING})((?:pfsd|python server\.py)(?: --config \S+)?(?: serve)?)\s*&?\s*(#.*)?$", re.M)
 _SPAWN = re.compile(r"\bpfs\b.* --spawn\b|\bclient\.py\b.* --spawn\b")
+#: What would change the machine of who runs the tests, maybe as root: users, services, packages, files of the system.
+_ON_THE_MACHINE = re.compile(
+    r"(^|[;&|(]|\$)\s*(sudo|useradd|systemctl|apt|apt-get|docker|install)\s|>\s*/(etc|opt|usr|var|srv)/|\s/opt/"
+)
 _SPECIAL = re.compile(r"…|<(\w+)>")
 #: What an installer of packages makes of an entry point.
 _PROGRAM = """\
@@ -258,6 +262,8 @@ class Page:
 
     def play(self, block: Block) -> None:
         """Do what one block says."""
+        for line in block.lines:
+            assert not _ON_THE_MACHINE.search(line), f"{block.place} changes the machine, so it must not be run: {line}"
         if block.mark in ("sh", GIVEN):
             done = self._shell.run("set -o pipefail\n" + self._typed(block.lines))
             self._shell.run("set +o pipefail")

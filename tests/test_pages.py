@@ -64,6 +64,7 @@ def test_commands_are_marked_as_such(path: Path) -> None:
 WRONG = {
     "a command fails": "```sh\nfalse\ntrue\n```",
     "a command in a pipe fails": "```sh\nfalse | cat\n```",
+    "a command that changes the machine": "```sh\ninstall --version >/dev/null\n```",
     "no command": "```sh\n'\n```",
     "another output": "```console\n$ echo a\nb\n```",
     "less output": "```console\n$ printf 'a\\nb\\n'\na\n```",
