@@ -11,6 +11,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,7 @@ def run(version: str, interpreter: str, arguments: list[str]) -> Outcome:
     make = ["make", "--no-print-directory", "pytest", f"VENV=.venv-{version}", f"PYTHON={interpreter}"]
     last = ""
     with subprocess.Popen(
-        [*make, f"ARGS={' '.join(arguments)}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*make, f"ARGS={shlex.join(arguments)}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as pytest:
         assert pytest.stdout is not None
         for line in pytest.stdout:

@@ -66,7 +66,7 @@ def test_brackets_alone_are_no_pattern(run: Run, stored: Callable[[], list[str]]
     assert run("rm", "x[1].jpg")[0] == 0
     assert run("rm", "x[1].jpg")[0] == 4
     assert "x1.jpg" in stored()
-    assert run("get", "x[1]*", "to")[1] == "1 files, 6 B written to to\n"
+    assert run("get", "x[1]*", "to")[1] == "1 file, 6 B written to to\n"
 
 
 def test_delete_of_patterns_and_names_together(run: Run, stored: Callable[[], list[str]]) -> None:
@@ -228,7 +228,7 @@ def test_what_is_left_out(run: Run, tree: Path) -> None:
         "t/b/c.o",
         "t/b/d.c",
     ]
-    assert run("get", "-r", "t", "to", "--exclude", "b/")[1] == "1 files, 3 B written to to, 2 excluded\n"
+    assert run("get", "-r", "t", "to", "--exclude", "b/")[1] == "1 file, 3 B written to to, 2 excluded\n"
     assert below("to") == {"a.c": "a.c"}
     assert run("put", "t/a.c", "--exclude", "x")[0] == run("get", "t/a.c", "--exclude", "x")[0] == 2
     assert run("put", "-r", "t", "--exclude-from", "none")[0] == 2
@@ -254,16 +254,16 @@ def test_a_directory_is_resumed(run: Run, tree: Path) -> None:
     run("put", "-r", "t", "--exclude", "b")
     Path("t/a.o").write_text("a.x")  # of the same size
     code, out, err = run("put", "-r", "t", "--resume")
-    assert code == 3 and err.startswith("pfsd: exists: t/a.o: ")
+    assert code == 3 and err.startswith("pfs: exists: t/a.o: ")
     assert out.startswith("2 files, ") and out.endswith(", 1 failed, 3 there already\n")
-    assert run("put", "-r", "t", "--resume", "--replace")[1].startswith("1 files, 3 B stored, ")
+    assert run("put", "-r", "t", "--resume", "--replace")[1].startswith("1 file, 3 B stored, ")
     Path("to/b").mkdir(parents=True)
     Path("to/a.c").write_text("a.c")
     Path("to/a.o").write_text("mine")
     code, out, err = run("get", "-r", "t", "to", "--resume")
-    assert code == 3 and "pfsd: exists: to/a.o" in err
+    assert code == 3 and "pfs: exists: to/a.o" in err
     assert out.endswith(" written to to, 1 failed, 1 there already\n")
-    assert run("get", "-r", "t", "to", "--resume", "--replace")[1].startswith("1 files, 3 B written")
+    assert run("get", "-r", "t", "to", "--resume", "--replace")[1].startswith("1 file, 3 B written")
     assert below("to") == below("t")
 
 
@@ -276,9 +276,9 @@ def test_a_big_file_of_a_directory_is_resumed_below_the_target_only(run: Run, tr
     Path("to/e").symlink_to(outside)
     code, _, err = run("get", "-r", "d", "to", "--resume")
     assert code == 1
-    assert err.count("pfsd: denied: ") == 2 and os.listdir(outside) == []
+    assert err.count("pfs: denied: ") == 2 and os.listdir(outside) == []
     Path("to/e").unlink()
-    assert "1 files, 5.0 MiB written to to, 1 failed" in run("get", "-r", "d", "to", "--resume")[1]
+    assert "1 file, 5.0 MiB written to to, 1 failed" in run("get", "-r", "d", "to", "--resume")[1]
     assert Path("to/e/big").read_bytes() == Path("t/big").read_bytes()
 
 
@@ -369,7 +369,7 @@ async def test_what_the_daemon_is_running_as_json(tmp_path: Path, capsys: pytest
 async def test_a_daemon_that_knows_no_ps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert await ps(tmp_path, b'ERR unknown-command message="no"', as_json=False) == 2
     told = capsys.readouterr().err
-    assert told == "pfsd: unknown-command: this daemon is pfsd 0.0.9, which cannot tell yet what it is running\n"
+    assert told == "pfs: unknown-command: this daemon is pfsd 0.0.9, which cannot tell yet what it is running\n"
 
 
 # --- progress -----------------------------------------------------------------------------------

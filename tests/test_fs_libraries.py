@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -116,35 +115,6 @@ def test_dask_reads_what_it_wrote(url: str, fs: PfsFileSystem, scheduler: str) -
 
 
 # --- zarr ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[Any]:
-    storage = pytest.importorskip("zarr.storage", reason="zarr 3 is not installed")
-    store = storage.FsspecStore.from_url(f"{url}/zarr/async")
-    yield store
-    await store.clear()
-    await store.fs.close()
-
-
-async def test_zarr_stores_ranges_prefixes_and_nothing_else(store: Any) -> None:
-    from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest
-    from zarr.core.buffer import cpu, default_buffer_prototype
-
-    kind = default_buffer_prototype()
-    for key in ("a/zarr.json", "a/c/0", "a/c/1", "b"):
-        await store.set(key, cpu.Buffer.from_bytes(b"0123456789"))
-    ranges = [RangeByteRequest(2, 5), OffsetByteRequest(7), SuffixByteRequest(2), None]
-    found = await store.get_partial_values(kind, [("a/c/0", one) for one in ranges] + [("none", None)])
-    assert [one and one.to_bytes() for one in found] == [b"234", b"789", b"89", b"0123456789", None]
-    assert await store.get("none", kind) is None and not await store.exists("none")
-    assert sorted([key async for key in store.list()]) == ["a/c/0", "a/c/1", "a/zarr.json", "b"]
-    assert sorted([key async for key in store.list_dir("a")]) == ["c", "zarr.json"]
-    assert sorted([key async for key in store.list_prefix("a/c")]) == ["a/c/0", "a/c/1"]
-    assert await store.getsize("b") == 10
-    await store.delete_dir("a")
-    await store.delete("none")
-    assert [key async for key in store.list()] == ["b"]
 
 
 def test_zarr_arrays_in_groups(url: str) -> None:

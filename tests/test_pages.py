@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -21,11 +22,16 @@ NOT_RUN = {
     ("docs/howto/recover-from-a-broken-disk.md", "needs a broken disk"): 1,
     ("docs/tutorial.md", "downloads packages"): 1,
 }
+#: What pages may use of other programs: without, the page is not run.
+TOOLS = ("curl", "nc", "node", "openssl")
 
 
 @pytest.mark.timeout(180)  # dozens of programs, one after the other
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_says_is_so(path: Path, tmp_path: Path) -> None:
+    lines = [line for block in blocks(path) if block.mark.split(" ")[0] in RUN for line in block.lines]
+    if missing := [tool for tool in TOOLS if not shutil.which(tool) and any(f"{tool} " in line for line in lines)]:
+        pytest.skip(f"the page needs {', '.join(missing)}")
     with Page(path, tmp_path) as page:
         page.run()
 

@@ -86,7 +86,7 @@ async def test_failures_are_shown_and_remembered(shell: Shell, capsys: pytest.Ca
     await shell.wait()
     out, err = capsys.readouterr()
     assert out == "[1] started: stat nothing\n[1] failed: stat nothing\n"
-    assert err == "pfsd: not-found: nothing: no file has this name\n"
+    assert err == "pfs: not-found: nothing: no file has this name\n"
     assert shell.failed
 
 
@@ -108,7 +108,7 @@ async def test_failures_are_shown_and_remembered(shell: Shell, capsys: pytest.Ca
 async def test_wrong_lines(shell: Shell, capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert await shell.handle(line)
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("pfsd: usage: ") and err.count("\n") == 1
+    assert out == "" and err.startswith("pfs: usage: ") and err.count("\n") == 1
     assert shell.failed and shell.jobs == []
 
 

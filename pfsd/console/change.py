@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from pfsd.client import Client, DeleteReport, FileInfo, FileRef, Progress, VerifyReport
 from pfsd.console.files import expanded, in_lines, reference
-from pfsd.console.output import DONE, Output, show_name, show_size
+from pfsd.console.output import DONE, Output, show_count, show_name, show_size
 from pfsd.console.tally import Tally
 from pfsd.errors import Corrupt, NotFound, NotReady
 from pfsd.progress import Watch
@@ -77,10 +77,12 @@ async def verify(client: Client, arguments: Namespace, out: Output, watch: Watch
         text = f"{show_name(bad.name)}: part {bad.seq} at {bad.offset} is bad: {bad.code}"
         out.row("bad", asdict(bad), text)
     facts = {"files": report.files, "parts": report.parts, "bytes": report.bytes, "bad": len(report.bad)}
-    text = f"{report.files} files, {report.parts} parts, {show_size(report.bytes)} checked: "
-    out.done("verify", facts, text + (f"{len(report.bad)} parts are bad" if report.bad else "all are sound"))
+    text = (
+        f"{show_count(report.files, 'file')}, {show_count(report.parts, 'part')}, {show_size(report.bytes)} checked: "
+    )
+    out.done("verify", facts, text + (f"{show_count(len(report.bad), 'part')} bad" if report.bad else "all are sound"))
     if report.bad:
-        raise Corrupt(f"{len(report.bad)} parts failed their checks", bad=len(report.bad))
+        raise Corrupt(f"{show_count(len(report.bad), 'part')} failed their checks", bad=len(report.bad))
     return DONE
 
 

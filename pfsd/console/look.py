@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from pfsd.client import Client, FileInfo, PartInfo
 from pfsd.console.files import below, expanded, fixed_part, is_pattern
-from pfsd.console.output import DONE, Output, show_name, show_size, show_time
+from pfsd.console.output import DONE, Output, show_count, show_name, show_size, show_time
 from pfsd.errors import UnknownCommand
 from pfsd.progress import Watch
 from pfsd.results import plain
@@ -30,7 +30,7 @@ async def list_files(client: Client, arguments: Namespace, out: Output, watch: W
     async for file in client.list(pattern):
         out.row("file", asdict(file), _list_line(file, arguments.long, for_people))
         count, size, stored = count + 1, size + file.size, stored + file.stored
-    text = f"{count} files, {show_size(size)}, {show_size(stored)} kept" if for_people else ""
+    text = f"{show_count(count, 'file')}, {show_size(size)}, {show_size(stored)} kept" if for_people else ""
     out.done("list", {"files": count, "size": size, "stored": stored}, text)
     return DONE
 

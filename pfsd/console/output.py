@@ -78,7 +78,7 @@ class Output:
         if self.as_json:
             self._print(self._object(kind, facts) + "\n")
         elif not self.quiet:
-            self._print_error(f"pfsd: {text}\n")
+            self._print_error(f"pfs: {text}\n")
 
     def error(self, error: PfsdError, about: str = "") -> None:
         """Show an error in one line: its code, what it is about, its message."""
@@ -94,7 +94,7 @@ class Output:
         for wire, option in _SPELLED.items():
             message = message.replace(wire, option)
         shown = protocol.escape(message.encode("utf-8", "surrogateescape"), spaces=True)
-        self._print_error(f"pfsd: {code}: {shown}\n")
+        self._print_error(f"pfs: {code}: {shown}\n")
 
     def _object(self, kind: str, facts: Facts) -> str:
         job = {} if self._job is None else {"job": self._job}
@@ -134,6 +134,11 @@ def _jsonable(facts: Facts) -> dict[str, Any]:
 def show_name(name: bytes) -> str:
     """A name for people: what cannot be printed as it is becomes \\xNN."""
     return protocol.escape(name, spaces=True)
+
+
+def show_count(count: int, what: str) -> str:
+    """So many of something: 1 file, 2 files."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def show_size(size: int) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from pfsd.client import ConnectionLost, Retrieved, StoredFile
-from pfsd.console.output import DONE, PARTIAL, Output, exit_code, show_name, show_size
+from pfsd.console.output import DONE, PARTIAL, Output, exit_code, show_count, show_name, show_size
 from pfsd.errors import RequestError
 
 
@@ -30,7 +30,7 @@ class Tally:
 
     def progress(self) -> str:
         """How many are done, for people."""
-        return f"{self.files + self.failures + self.unchanged} files"
+        return show_count(self.files + self.failures + self.unchanged, "file")
 
     def stored(self, file: StoredFile) -> None:
         """A file was stored."""
@@ -81,7 +81,7 @@ class Tally:
             facts |= {"excluded": self.excluded, "unchanged": self.unchanged}
             if self._dry:
                 facts |= {"dry_run": True}
-            text = f"{self.files} files, {show_size(self.size)} {did}"
+            text = f"{show_count(self.files, 'file')}, {show_size(self.size)} {did}"
             if command == "put" and not self._dry:
                 facts, text = facts | {"stored": self.kept}, f"{text}, {show_size(self.kept)} kept"
             self._out.done("summary", facts, text + self._rest())
