@@ -1,8 +1,6 @@
-"""What opens files through fsspec, on a real daemon: pandas, pyarrow, dask, zarr, and all that docs/fsspec.md shows."""
+"""What opens files through fsspec, on a real daemon: pandas, pyarrow, dask, zarr."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 
@@ -10,9 +8,6 @@ fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 
 from pfsd.fs import PfsFileSystem  # noqa: E402
 from tests.harness import Daemon  # noqa: E402
-from tests.test_docs import ROOT, blocks  # noqa: E402
-
-PAGE = ROOT / "docs" / "fsspec.md"
 
 
 @pytest.fixture
@@ -23,20 +18,6 @@ def url(shared_daemon: Daemon) -> str:
 @pytest.fixture
 def fs(shared_daemon: Daemon) -> PfsFileSystem:
     return PfsFileSystem("127.0.0.1", shared_daemon.port)
-
-
-# --- the page -----------------------------------------------------------------------------------
-
-
-def test_what_the_page_shows_works(shared_daemon: Daemon) -> None:
-    for library in ("pandas", "pyarrow", "dask", "zarr"):
-        pytest.importorskip(library, reason=f"{library} is not installed")
-    shown = [block for block in blocks(PAGE) if block.mark == "python"]
-    assert len(shown) == 6
-    names: dict[str, Any] = {}
-    for block in shown:
-        program = "\n" * block.number + "\n".join(block.lines)
-        exec(compile(program.replace("7373", str(shared_daemon.port)), str(PAGE), "exec"), names)
 
 
 # --- pandas and pyarrow -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ NOT_RUN = {
     ("docs/tutorial.md", "downloads packages"): 1,
 }
 #: What pages may use of other programs: without, the page is not run.
+LIBRARIES = ("pandas", "pyarrow", "dask", "zarr", "fsspec")
 TOOLS = ("curl", "nc", "node", "openssl")
 
 
@@ -30,7 +32,9 @@ TOOLS = ("curl", "nc", "node", "openssl")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_page_says_is_so(path: Path, tmp_path: Path) -> None:
     lines = [line for block in blocks(path) if block.mark.split(" ")[0] in RUN for line in block.lines]
-    if missing := [tool for tool in TOOLS if not shutil.which(tool) and any(f"{tool} " in line for line in lines)]:
+    missing = [tool for tool in TOOLS if not shutil.which(tool) and any(f"{tool} " in line for line in lines)]
+    missing += [name for name in LIBRARIES if not find_spec(name) and any(f"import {name}" in line for line in lines)]
+    if missing:
         pytest.skip(f"the page needs {', '.join(missing)}")
     with Page(path, tmp_path) as page:
         page.run()

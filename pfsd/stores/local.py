@@ -247,7 +247,8 @@ def _write_pieces(fd: int, pieces: Iterable[Buffer], sync: bool) -> int:
                 disk.start_writeback(fd, size, gathered)
             size += gathered
             gathered, batch = 0, []
-    disk.writev_all(fd, batch)
+    if batch:
+        disk.writev_all(fd, batch)
     return size + gathered
 
 
