@@ -135,6 +135,7 @@ class Daemon:
         self._has_terminal = os.isatty(0)
         self._own_sockets: list[Path] = []  # Unix sockets to be removed in the end
         self._stopped = asyncio.Event()
+        self._stop_begun = threading.Event()
         self._hurry = asyncio.Event()
         self._stop_task: asyncio.Task[None] | None = None
         self._exit_code = 0
@@ -157,6 +158,7 @@ class Daemon:
             with self._manager.starting(self._progress):
                 self._make_service()
                 await self._tidy()
+                threading.Thread(target=self._watch_stop, daemon=True).start()  # then there may be none to be had
                 self._handle_signals()  # before anyone is told that it is ready, and may stop it
                 await self._listen()
             await self._serve_until_stopped()
@@ -517,7 +519,7 @@ class Daemon:
         told = f"stopping: {len(service.running)} requests are running"
         log.info("%s", told)
         self._manager.stopping(told, self._config.stop_timeout + 2 * STOP_GRACE_SECONDS)
-        threading.Thread(target=self._watch_stop, daemon=True).start()
+        self._stop_begun.set()
         for acceptor in self._acceptors:
             acceptor.close()
         patience = self._config.stop_timeout
@@ -544,7 +546,8 @@ class Daemon:
         await self._engine.settle()
 
     def _watch_stop(self) -> None:
-        """A stop that hangs, say in a dead disk, still ends."""
+        """A stop that hangs, say in a dead disk or for want of threads, still ends."""
+        self._stop_begun.wait()
         time.sleep(self._config.stop_timeout + STOP_GRACE_SECONDS)
         os._exit(EXIT_STOP_TIMED_OUT)
 

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
@@ -118,7 +119,10 @@ class _Slot:
             process.kill()
         for process in processes:
             process.join()
+        manager: threading.Thread | None = getattr(self.executor, "_executor_manager_thread", None)
         self.executor.shutdown(wait=False)
+        if manager is not None:  # it must not close its pipe while the interpreter, on its way out, writes to that
+            manager.join(START_SECONDS)
 
 
 class Workers:

@@ -21,6 +21,8 @@ NOT_RUN = {
     ("docs/howto/move-the-store.md", "needs a second machine"): 1,
     ("docs/howto/put-it-behind-tls.md", "needs a second machine"): 1,
     ("docs/howto/recover-from-a-broken-disk.md", "needs a broken disk"): 1,
+    ("docs/operations.md", "installs a service on the machine"): 2,
+    ("docs/operations.md", "needs docker"): 2,
     ("docs/tutorial.md", "downloads packages"): 1,
 }
 #: What pages may use of other programs: without, the page is not run.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,6 +79,17 @@ async def test_the_task_of_a_process_that_died_is_done_by_another(tmp_path: Path
 
 
 @pytest.mark.promise("processes")
+async def test_nothing_of_a_slot_is_left_when_its_process_was_killed(tmp_path: Path) -> None:
+    """What is still ending when the interpreter ends would say so in the log."""
+    before = set(threading.enumerate())
+    async with processes(tmp_path, count=2) as workers:
+        await workers.run(attempt_of, 0, Flow(), 1)
+        its_own = [thread for thread in threading.enumerate() if type(thread).__name__ == "_ExecutorManagerThread"]
+        assert len(set(its_own) - before) == 2
+        workers.kill()
+        assert [thread for thread in its_own if thread.is_alive()] == []
+
+
 async def test_a_task_that_kills_every_process_fails_and_nothing_else_does(tmp_path: Path) -> None:
     async with processes(tmp_path, count=2) as workers:
         doomed = asyncio.ensure_future(workers.run(die_at_first, work.ATTEMPTS, Flow(), 1))
