@@ -30,6 +30,8 @@ _OF_A_FILE = frozenset({"get", "cat", "stat", "delete", "rename", "verify"})
 OK = "ok"
 #: What lines count as that are no command.
 INVALID = "invalid"
+#: A number of more digits is no file's id; of thousands, it could not even be read.
+MAX_DIGITS = 19
 
 
 #: What a request was told at its end: the fields of its OK, or an error; None is nothing, since its client has gone.
@@ -74,6 +76,8 @@ class Command:
         word = words[0]
         if word.quoted or not word.value.isdigit():
             return word.value
+        if len(word.value) > MAX_DIGITS:
+            return None
         file = registry.file(int(word.value))
         return None if file is None else file.name
 

@@ -100,9 +100,9 @@ class AsyncStore:
         PFSD_SERVER, PFSD_TOKEN and PFSD_CA in the environment count, and at last 127.0.0.1:7373 without a token.
 
         Up to `connections` transfers run at once, more wait; besides, there is one connection for small requests, and
-        one for each file that is open for writing. A new connection gets `connect_timeout` seconds. What runs ends
-        in a TimedOut when nothing has moved for `timeout` seconds, None waits for ever; that something takes long is
-        no reason. Raises UsageError for an address that is none.
+        one for each `put_many`, `get_many`, `stream`, and file that is open for writing. A new connection gets
+        `connect_timeout` seconds. What runs ends in a TimedOut when nothing has moved for `timeout` seconds, None
+        waits for ever; that something takes long is no reason. Raises UsageError for an address that is none.
         """
         if connections < 1:
             raise UsageError(f"connections must be 1 or more, not {connections}")
@@ -263,12 +263,8 @@ class AsyncStore:
         self, path: Path, name: Name, replace: bool, size: int, progress: Progress | None
     ) -> StoredFile:
         """Store a regular file the fast way: by a thread that has a connection for itself."""
-        async for outcome in self.put_many([(path, name)], replace=replace, progress=_with_total(progress, size)):
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.result is not None
-            return outcome.result
-        raise ConnectionLost("the daemon did not say what became of the file")
+        outcomes = self.put_many([(path, name)], replace=replace, progress=_with_total(progress, size))
+        return await self._only(outcomes)
 
     async def put_many(
         self,
@@ -288,15 +284,12 @@ class AsyncStore:
         With `resume` the daemon keeps what it has of a big file when this is cut short, and the next put of the
         file, if it has not changed, goes on from there.
         """
-        pool = self._here()
-        async with pool.turn():
-            client = await pool.shared()
-            with _unknown():
-                async with aclosing(
-                    client.put_many(files, replace=replace, resume=resume, progress=progress)
-                ) as outcomes:
-                    async for outcome in outcomes:
-                        yield outcome
+        # It takes no turn: who iterates this decides when it ends, and may wait for others meanwhile.
+        client = await self._here().shared()
+        with _unknown():
+            async with aclosing(client.put_many(files, replace=replace, resume=resume, progress=progress)) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
 
     async def put_path(
         self,
@@ -423,13 +416,17 @@ class AsyncStore:
         """Write a whole file the fast way: by a thread that has a connection for itself."""
         total = (await self.stat(file)).file.size if progress is not None else None
         pairs = [(file, os.fsencode(path.name))]
-        async for outcome in self.get_many(
-            pairs, path.parent, replace=replace, sync=sync, progress=_with_total(progress, total)
-        ):
-            if outcome.error is not None:
-                raise outcome.error
-            assert outcome.result is not None
-            return outcome.result
+        report = _with_total(progress, total)
+        return await self._only(self.get_many(pairs, path.parent, replace=replace, sync=sync, progress=report))
+
+    async def _only(self, outcomes: AsyncGenerator[Outcome[Result], None]) -> Result:
+        """What became of the one file that is transferred, in its turn."""
+        async with self._here().turn(), aclosing(outcomes):
+            async for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+                assert outcome.result is not None
+                return outcome.result
         raise ConnectionLost("the daemon did not say what became of the file")
 
     async def get_many(
@@ -447,17 +444,15 @@ class AsyncStore:
         appears whole or not at all. An absolute path, or one with empty, `.` or `..` components, is Denied, and
         no symlink below `folder` is followed. All else is as with `put_many`. NotFound when there is no `folder`.
         """
-        pool = self._here()
-        async with pool.turn():
-            client = await pool.shared()
-            try:
-                async with aclosing(
-                    client.get_many(files, folder, replace=replace, sync=sync, progress=progress)
-                ) as outcomes:
-                    async for outcome in outcomes:
-                        yield outcome
-            except OSError as error:
-                raise from_os_error(error, f"writing to {os.fspath(folder)}") from None
+        client = await self._here().shared()  # and no turn, as in `put_many`
+        try:
+            async with aclosing(
+                client.get_many(files, folder, replace=replace, sync=sync, progress=progress)
+            ) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
+        except OSError as error:
+            raise from_os_error(error, f"writing to {os.fspath(folder)}") from None
 
     async def get_resumed(
         self,

@@ -127,6 +127,8 @@ class Call(Generic[Result]):
         self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[Result]) -> None:
+        if _ended:  # only daemon threads can wait now: woken, they would have the last word of the program
+            return
         if task.cancelled():
             self._future.set_exception(concurrent.futures.CancelledError())
         elif error := task.exception():

@@ -177,8 +177,8 @@ class Client:
 
     @property
     def moved(self) -> int:
-        """Bytes that have come and gone so far."""
-        return self._line.received + self._line.sent
+        """Bytes of content that have come and gone so far."""
+        return self._line.content
 
     async def close(self) -> None:
         """Close the connection; what still runs on it fails with ConnectionLost, uploads store nothing."""

@@ -130,6 +130,7 @@ class Daemon:
         self._manager = manager
         self._passed = passed
         self._registry = Registry()
+        self._is_up = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._refusal = ""  # why the last reload came to nothing
         self._has_terminal = os.isatty(0)
@@ -173,6 +174,7 @@ class Daemon:
         background = [asyncio.create_task(job) for job in jobs]
         self._scrubber.start()
         self._manager.ready(self._status())
+        self._is_up.set()
         await self._stopped.wait()
         for task in background:
             task.cancel()
@@ -422,6 +424,7 @@ class Daemon:
             self._reload_wanted.set()
 
     async def _reload_when_wanted(self) -> None:
+        await self._is_up.wait()  # what ends a reload would say that the start is over
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
@@ -434,7 +437,7 @@ class Daemon:
         try:
             found = await asyncio.to_thread(self._reread, self._config)
             tls = _tls_context(found.config)
-        except (ConfigError, OSError) as error:
+        except (ConfigError, OSError, RuntimeError) as error:  # RuntimeError: no thread can be made
             self._refusal = f"the new configuration is refused, the old one stays in force: {error}"
             log.error("%s", self._refusal)
             return

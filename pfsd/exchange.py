@@ -203,6 +203,8 @@ class Multiplexer(asyncio.BufferedProtocol):
         self._written = 0
         #: Bytes received so far.
         self.received = 0
+        #: Bytes of content that have come and gone so far.
+        self.content = 0
         #: Called with each request that is sent.
         self.on_request: Callable[[], None] = lambda: None
 
@@ -287,6 +289,7 @@ class Multiplexer(asyncio.BufferedProtocol):
         if self._reason is not None:
             return
         self._written += len(line) + len(content)
+        self.content += len(content)
         if len(content) <= MAX_LINE:
             self._transport.write(line + content)
         else:
@@ -345,6 +348,7 @@ class Multiplexer(asyncio.BufferedProtocol):
         self.received += nbytes
         if self._frame is not None:
             self._filled += nbytes
+            self.content += nbytes
             self._end_frame()
             return
         scanned = self._end

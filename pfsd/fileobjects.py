@@ -166,6 +166,7 @@ class AsyncWriter:
         self._frames: asyncio.Queue[Buffer | _Aborted | None] = asyncio.Queue(FRAMES_AHEAD)
         self._position = 0
         self._closed = False
+        self._broken = False
         self._stored: StoredFile | None = None
         self._task = asyncio.ensure_future(store(_taken(self._frames)))
         self._task.add_done_callback(_seen)  # its error is raised by what is called next, if anything is
@@ -187,7 +188,10 @@ class AsyncWriter:
         return self._position
 
     async def write(self, data: Buffer) -> int:
-        """Append; waits while the daemon has not taken what was written before. Raises what the upload ended with."""
+        """Append; waits while the daemon has not taken what was written before. Raises what the upload ended with.
+
+        Who is cancelled here, as by a timeout, cannot know how much was taken: that gives the file up.
+        """
         self._check_open()
         view = memoryview(data).cast("B")
         self._position += len(view)
@@ -198,7 +202,14 @@ class AsyncWriter:
             at += taken
             if len(self._gathered) == MAX_FRAME:
                 frame, self._gathered = self._gathered, bytearray()
-                await self._send(frame)
+                try:
+                    await self._send(frame)
+                except BaseException:
+                    try:
+                        await self.abort()
+                    finally:
+                        self._broken = True
+                    raise
         return len(view)
 
     async def _send(self, frame: Buffer | None) -> None:
@@ -209,11 +220,15 @@ class AsyncWriter:
         finally:
             sending.cancel()
         if self._task.done():
-            self._closed = True
             self._task.result()
 
     async def close(self) -> None:
-        """Store the file; without an error it is durable. Once it was closed or aborted this does nothing."""
+        """Store the file; without an error it is durable. Once it was closed or aborted this does nothing.
+
+        ValueError when a write has failed: there is no file then.
+        """
+        if self._broken:
+            raise ValueError("nothing was stored, as a write has failed")
         if self._closed:
             return
         try:
@@ -230,7 +245,7 @@ class AsyncWriter:
 
     async def abort(self) -> None:
         """Give it up: nothing is stored, and the name is as it was."""
-        self._closed = True
+        self._closed, self._broken = True, False
         self._gathered.clear()
         if self._task.done():
             return
@@ -257,6 +272,8 @@ class AsyncWriter:
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
     def _check_open(self) -> None:
+        if self._broken:
+            raise ValueError("nothing was stored, as a write has failed")
         if self._closed:
             raise ValueError("the file is closed")
 

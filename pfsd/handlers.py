@@ -269,9 +269,16 @@ async def _stats(call: Call) -> None:
 async def _ps(call: Call) -> None:
     commands, slots = list(call.service.activity.running()), call.engine.workers.slots()
     now = time.monotonic()
-    lines = [call.answer.line("COMMAND", **facts.command(command, call.engine.registry, now)) for command in commands]
-    lines += [call.answer.line("WORKER", **facts.slot(slot, now)) for slot in slots]
-    await call.answer.rows(b"".join(lines))
+    block = bytearray()
+    for command in commands:
+        block += call.answer.line("COMMAND", **facts.command(command, call.engine.registry, now))
+        if len(block) >= ROW_BLOCK:
+            await call.answer.rows(bytes(block))
+            block.clear()
+            await asyncio.sleep(0)  # thousands can be at work, and all of them wait
+    for slot in slots:
+        block += call.answer.line("WORKER", **facts.slot(slot, now))
+    await call.answer.rows(bytes(block))
     await call.answer.ok("ps", commands=len(commands), workers=len(slots))
 
 

@@ -167,8 +167,13 @@ class Passed:
 
 
 def _place(name: Any) -> tuple[str, int] | str:
-    """A socket's own name, however it is written: host and port, or the real path of a Unix socket."""
-    return (name[0], name[1]) if isinstance(name, tuple) else os.path.realpath(name)
+    """A socket's own name, however it is written: host and port, or the real path of a Unix socket.
+
+    Of an abstract one, which has no path, it is what systemd writes: its name behind an @.
+    """
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    return f"@{os.fsdecode(name[1:])}" if isinstance(name, bytes) else os.path.realpath(name)
 
 
 def _listen(family: socket.AddressFamily, where: object) -> socket.socket:

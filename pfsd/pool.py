@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pfsd.aio import finish
 from pfsd.client import Client
 from pfsd.errors import PfsdError
-from pfsd.exchange import TimedOut
+from pfsd.exchange import ConnectionLost, TimedOut
 
 Connect = Callable[[], Awaitable[Client]]
 
@@ -21,7 +21,8 @@ Connect = Callable[[], Awaitable[Client]]
 class Pool:
     """Connections made by `connect`: at most `most` lent out at once, as many kept for the next.
 
-    Who waits for one is told TimedOut when for `patience` seconds no byte has moved on those that others have.
+    Who waits for one is told TimedOut when for `patience` seconds no content has moved on those that others have: a
+    daemon that answers pings is there, and their transfers may stand still all the same.
     """
 
     def __init__(self, connect: Connect, most: int, patience: float | None) -> None:
@@ -45,11 +46,15 @@ class Pool:
         """The connection for requests without content, or with little; it may be in use by any number of them."""
         if self._shared is not None and self._shared.alive:
             return self._shared
+        self._check_open()
         if self._sharing is None:
             # All that come while it is made wait for this one, and hear alike that nobody answers.
             self._sharing = asyncio.ensure_future(self._share())
             self._sharing.add_done_callback(_seen)
-        return await asyncio.shield(self._sharing)
+        sharing = self._sharing
+        await asyncio.wait({sharing})
+        self._check_open()
+        return sharing.result()
 
     async def _share(self) -> Client:
         try:
@@ -84,6 +89,9 @@ class Pool:
             await self._wait_for_turn()
         try:
             client = self._take_idle() or await self._connect()
+            if self._closed:
+                self._close_soon(client)
+            self._check_open()
             self._lent.add(client)
             try:
                 yield client
@@ -106,6 +114,12 @@ class Pool:
         return None
 
     async def _wait_for_turn(self) -> None:
+        await self._acquire_turn()
+        if self._closed:
+            self._turns.release()
+        self._check_open()
+
+    async def _acquire_turn(self) -> None:
         if self._patience is None:
             await self._turns.acquire()
             return
@@ -126,6 +140,11 @@ class Pool:
         return {client: client.moved for client in self._lent}
 
     # --- the end ---
+
+    def _check_open(self) -> None:
+        """Whoever has waited across the end has come too late: nothing begins then."""
+        if self._closed:
+            raise ConnectionLost("the store was closed")
 
     def is_here(self) -> bool:
         """Whether it belongs to the loop that runs here, and was not inherited from a parent process."""

@@ -242,7 +242,8 @@ class Session:
 
         if tag is not None and tag in self._tags:
             # The tag belongs to another request, whose bookkeeping must not be touched.
-            task = asyncio.create_task(self._answer_error(error, Answer(self._connection, tag, ending)))
+            refused = Request("", tag=tag, ending=ending)
+            task = asyncio.create_task(self._run(refused, raise_error, None, None, set()))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
             return

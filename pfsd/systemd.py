@@ -100,7 +100,8 @@ class Manager:
         if self._address is None:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        # Also of the socket, for which there may be no descriptor: whoever tells something has more to do than that.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.settimeout(SEND_SECONDS)
             sock.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), address)
 

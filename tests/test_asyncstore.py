@@ -199,6 +199,40 @@ async def test_a_pool_that_stands_still_is_told(shared_daemon: Daemon) -> None:
         assert not await store.exists("stuck")
 
 
+async def test_what_becomes_of_many_files_may_be_looked_at_on_the_way(
+    shared_daemon: Daemon, store: AsyncStore, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(b"f")
+    await store.put(bytes(3 * MIB), "big")
+    async with asyncio.timeout(20), AsyncStore(store.address, connections=1) as one:
+        async for outcome in one.put_many([(tmp_path / "f", "f")]):
+            assert outcome.error is None
+            assert len(await one.get("big")) == 3 * MIB
+        async for got in one.get_many([("f", "copy")], tmp_path):
+            assert got.error is None
+            assert len(await one.get("big")) == 3 * MIB
+
+
+async def test_what_waits_when_a_store_is_closed_does_not_begin(shared_daemon: Daemon) -> None:
+    begun = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        begun.set()
+        yield bytes(MIB)
+        await asyncio.Event().wait()
+
+    store = AsyncStore(f"127.0.0.1:{shared_daemon.port}", connections=1)
+    steps = [asyncio.create_task(store.put(slow(), "closed 0"))]
+    await begun.wait()
+    steps += [asyncio.create_task(store.put(iter([b"late"]), f"closed {at}")) for at in (1, 2)]
+    steps.append(asyncio.create_task(store.exists("closed 0")))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    await store.close()
+    assert [type(each) for each in await asyncio.gather(*steps, return_exceptions=True)] == [pfsd.ConnectionLost] * 4
+    async with AsyncStore(store.address) as other:
+        assert [file.name async for file in other.list("closed *") if file.status == "ready"] == []
+
+
 async def test_leaving_a_stream_early_ends_its_connection(shared_daemon: Daemon, store: AsyncStore) -> None:
     await store.put(noise(30 * MIB), "big")
     async with store.stream("big") as pieces:

@@ -150,6 +150,11 @@ def test_bad_parts_are_named_and_exit_stops_the_daemon(
     code, out, _ = run("verify", "--json")
     assert code == 1
     assert [each["type"] for each in objects(out)] == ["bad", "verify", "error"]
+    Path("d").mkdir()
+    Path("d/a").write_bytes(content)
+    assert run("rename", "a", "d/a")[0] == 0
+    assert run("put", "-r", "d", "--resume")[0] == 1, "what is damaged is not there already"
+    assert run("rename", "d/a", "a")[0] == 0
     assert run("get", "a", "copy")[0] == 1
     assert not Path("copy").exists()
     code, out, err = run("get", "a", "copy", "--zero-damage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import os
@@ -12,7 +13,10 @@ import pytest
 
 import pfsd
 from pfsd import AsyncStore, Store
+from pfsd.exchange import Buffer
+from pfsd.fileobjects import AsyncWriter
 from pfsd.protocol import MAX_FRAME
+from pfsd.results import StoredFile
 from tests.harness import Daemon, noise
 
 MIB = 1 << 20
@@ -211,3 +215,28 @@ async def test_an_async_writer(async_store: AsyncStore, store: Store) -> None:
     with pytest.raises(ValueError):
         await file.write(b"more")
     assert not await async_store.exists("raised")
+
+
+async def test_a_write_that_is_cancelled_gives_the_file_up(async_store: AsyncStore) -> None:
+    """Nobody knows how much of it was taken, so what is written next would be a file with a hole."""
+    taking = asyncio.Event()
+
+    async def store_later(content: AsyncIterator[Buffer]) -> StoredFile:
+        await taking.wait()
+        return await async_store.put(content, "hole")
+
+    file = AsyncWriter("hole", store_later)
+    writing = asyncio.create_task(file.write(noise(9 * MIB)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    writing.cancel()
+    taking.set()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    for step in (file.write(b"more"), file.close()):
+        with pytest.raises(ValueError, match="nothing was stored"):
+            await step
+    assert not await async_store.exists("hole")
+    await file.abort()
+    await file.close()  # as it was asked for

@@ -188,6 +188,18 @@ def test_a_pattern_means_only_what_is_meant(fs: PfsFileSystem) -> None:
     assert fs.glob("a?/*") == ["a*/y", "a1/x", "ab/y"]
 
 
+def test_the_path_of_a_file_is_no_pattern(fs: PfsFileSystem, tmp_path: Path) -> None:
+    fs.pipe_file("a[1]", b"brackets")
+    fs.pipe_file("a1", b"one")
+    assert fs.cat("a[1]") == b"brackets" and fs.cat("a[12]") == {"a1": b"one"}
+    fs.get("a[1]", str(tmp_path / "copy"))
+    assert (tmp_path / "copy").read_bytes() == b"brackets"
+    fs.rm(["a[1]"])
+    assert fs.find("") == ["a1"]
+    fs.rm("a[1]", recursive=True)  # a pattern, where there is no such file
+    assert fs.find("") == []
+
+
 # --- directories --------------------------------------------------------------------------------
 
 

@@ -298,6 +298,40 @@ def test_a_running_put_ends_as_it_began(running: Daemon) -> None:
     assert code(running.ask(b"verify begun\n")[-1]) == "OK"
 
 
+def test_a_reload_for_which_no_thread_can_be_made_is_not_the_last(idle_daemon: Daemon) -> None:
+    idle_daemon.prelude = (
+        "import asyncio\n"
+        "to_thread = asyncio.to_thread\n"
+        "async def fail_once(job, *arguments):\n"
+        "    if 'reload' in repr(job):\n"
+        "        asyncio.to_thread = to_thread\n"
+        '        raise RuntimeError("can\'t start new thread")\n'
+        "    return await to_thread(job, *arguments)\n"
+        "asyncio.to_thread = fail_once\n"
+    )
+    idle_daemon.start()
+    assert "can't start new thread" in reload(idle_daemon, "refused")
+    assert "changed: max_clients" in reload(idle_daemon, max_clients=5)
+
+
+def test_a_reload_waits_for_the_start_to_be_over(idle_daemon: Daemon) -> None:
+    manager = Notices(str(idle_daemon.home / "notify"))
+    idle_daemon.environ = {"NOTIFY_SOCKET": str(idle_daemon.home / "notify")}
+    idle_daemon.prelude = (
+        "import asyncio, os, signal\n"
+        "from pfsd.daemon import Daemon\n"
+        "listen = Daemon._listen\n"
+        "async def hang_up_first(self):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    await asyncio.wait({self._reloads}, timeout=0.3)\n"
+        "    await listen(self)\n"
+        "Daemon._listen = hang_up_first\n"
+    )
+    with closing(manager.socket):
+        idle_daemon.start()
+        assert [next(iter(manager.next())) for _ in range(3)] == ["READY", "RELOADING", "READY"]
+
+
 def test_stop_timeout_and_all_that_does_not_stop_a_daemon(idle_daemon: Daemon) -> None:
     manager = Notices(str(idle_daemon.home / "notify"))
     idle_daemon.environ = {"NOTIFY_SOCKET": str(idle_daemon.home / "notify")}

@@ -132,27 +132,6 @@ def test_bash_completes(run: Run, shared_daemon: Daemon, programs: Path, words: 
     assert sorted(done.stdout.split()) == offered
 
 
-def test_what_docs_cli_md_shows_works(emptied: Daemon, here: Path, programs: Path) -> None:
-    pytest.importorskip("shtab")
-    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
-    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    assert "pfs put -r" in commands
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        env=environ(
-            PATH=f"{programs}:{os.environ['PATH']}",
-            PYTHONPATH=str(ROOT),
-            PFSD_SERVER=f"127.0.0.1:{emptied.port}",
-            HOME=str(here),
-        ),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (here / "some" / "2024" / "1.jpg").read_text() == "one\n" and (here / "all" / "2024" / "2.jpg").exists()
-
-
 @pytest.mark.parametrize("shell", syntax.SHELLS)
 def test_there_are_completions_for_each_shell(shell: str) -> None:
     pytest.importorskip("shtab")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -156,6 +157,14 @@ def test_a_manager_that_is_gone_does_not_matter(tmp_path: Path) -> None:
     systemd.Manager().alive()
 
 
+def test_want_of_descriptors_fails_nobody_who_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    systemd.Manager(str(tmp_path / "notify")).alive()
+
+
 def test_a_start_that_hangs_gets_no_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "PROGRESS_SECONDS", 0.01)
     monkeypatch.setattr(systemd, "LEAST_CPU_SECONDS", 1.0)
@@ -244,6 +253,16 @@ def test_what_nobody_took_is_named(family: socket.AddressFamily, tmp_path: Path)
             passed.check_all_taken()
         where = {socket.AF_INET: "0.0.0.0:", socket.AF_INET6: "[::]:", socket.AF_UNIX: f"unix:{tmp_path}/sock,"}
         assert f"on {where[family]}" in caught.value.message
+
+
+def test_what_nobody_took_is_named_if_it_has_no_path_too() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0pfsd-{os.getpid()}")
+        sock.listen()
+        passed = Passed([sock])
+        assert passed.take(socket.AF_UNIX, "/pfsd") == []
+        with pytest.raises(ConfigError, match=f"on unix:@pfsd-{os.getpid()}, which is in neither"):
+            passed.check_all_taken()
 
 
 @pytest.mark.promise("local")

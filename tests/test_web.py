@@ -11,8 +11,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
+from http import HTTPStatus
 from importlib.resources import files as resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pfsd.kinds import TcpAddress, UnixAddress
+from pfsd.protocol import Line
 from pfsd.web import history, server, site, status
 from pfsd.web import http as web_http
 from tests.certificates import make_certificate, needs_openssl
@@ -535,6 +537,38 @@ async def test_answers_are_given_one_at_a_time_and_others_get_a_turn_between() -
     await asyncio.gather(*(ask_on_and_on() for _ in range(5)))
     counting.cancel()
     assert turns >= 50
+
+
+async def test_others_get_a_turn_between_refusals_too() -> None:
+    """Who has no token can ask for thousands of them in one piece."""
+    turns, written = 0, []
+
+    async def heads() -> AsyncIterator[Line]:
+        for _ in range(10):
+            yield Line(b"GET / HTTP/1.1", b"\n")
+            yield Line(b"Host: localhost", b"\n")
+            yield Line(b"", b"\n")
+
+    async def refuse(request: web_http.Request, connection: Any) -> web_http.Response:
+        raise web_http.Refused(HTTPStatus.UNAUTHORIZED, "no", ends=False)
+
+    async def write(data: bytes) -> None:
+        written.append(turns)
+
+    async def at_once() -> None:
+        pass
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    connection: Any = SimpleNamespace(write=write, flushed=at_once)
+    await web_http._serve(connection, heads(), refuse)
+    counting.cancel()
+    assert len(written) == len(set(written)) == 10
 
 
 def test_a_bug_is_told_and_logged_and_ends_nothing(tmp_path: Path) -> None:

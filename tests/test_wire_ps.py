@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pfsd.activity import Command
+from pfsd.handlers import HANDLERS
+from pfsd.protocol import LF, Request, Word, format_line
+from pfsd.registry import Registry
 from tests.harness import PART, Daemon, has_ended, noise, wait_for
 from tests.wire import Wire, code, fields
 
@@ -74,6 +81,11 @@ def test_bytes_and_total_of_a_get_that_its_client_does_not_take(daemon: Daemon) 
     assert b"delete" in daemon.ask(b'delete "2024"\n')[-1]
 
 
+def test_a_number_that_is_no_id_stops_nobody_from_looking(daemon: Daemon) -> None:
+    command = Command(1, Request("get", (Word(b"9" * 5000), Word(b"-"))), "unix", 0.0)
+    assert command.name(Registry()) is None
+
+
 def test_counters_count_content_and_outcomes(daemon: Daemon) -> None:
     before = counters(daemon)
     with daemon.connect() as wire:
@@ -89,6 +101,51 @@ def test_counters_count_content_and_outcomes(daemon: Daemon) -> None:
     # Five, and the `stats` that was asked before.
     assert after["commands_total"] - before["commands_total"] == 6
     assert after["errors_total"] - before["errors_total"] == 2
+
+
+async def test_many_commands_do_not_keep_others_waiting() -> None:
+    at_work = [Command(number, Request("list"), "unix", 0.0) for number in range(5000)]
+    turns, written = 0, []
+
+    async def rows(lines: bytes) -> None:
+        written.append((turns, lines.count(b"COMMAND ")))
+
+    async def ok(verb: str, commands: int, workers: int) -> None:
+        assert (verb, commands, workers) == ("ps", 5000, 0)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    call: Any = SimpleNamespace(
+        service=SimpleNamespace(activity=SimpleNamespace(running=lambda: iter(at_work))),
+        engine=SimpleNamespace(workers=SimpleNamespace(slots=list), registry=Registry()),
+        answer=SimpleNamespace(
+            line=lambda word, **fields: format_line(word, "", fields, None, LF),
+            rows=rows,
+            ok=ok,
+        ),
+    )
+    counting = asyncio.create_task(count_turns())
+    await HANDLERS["ps"](call)
+    counting.cancel()
+    assert sum(count for _, count in written) == 5000
+    assert len({turn for turn, _ in written}) == len(written) and max(count for _, count in written) < 1000
+
+
+def test_a_tag_in_use_is_an_error_that_counts(daemon: Daemon) -> None:
+    with daemon.connect() as sender:
+        upload_begins(sender, b"tagged", b"hello\n")
+        before = counters(daemon)
+        sender.send(b"@up list\n")
+        assert sender.line().startswith(b"@up ERR usage ")
+        after = counters(daemon)
+        sender.send(b"@up ABORT\n")
+        assert sender.reply()[-1].startswith(b"@up ERR cancelled")
+    assert after["errors_total"] == before["errors_total"] + 1
+    assert after["commands_total"] == before["commands_total"] + 2, "with the stats before"
 
 
 def test_a_token_is_never_shown(tmp_path: Path) -> None:

@@ -167,10 +167,14 @@ def _sized(files: Iterator[Named]) -> list[tuple[str, bytes, int]]:
 
 
 async def _there_already(client: Client, sources: _Sources) -> set[bytes]:
-    """The names under which the store has what is to be stored: content is compared, part by part."""
+    """The names under which the store has what is to be stored: content is compared, part by part.
+
+    Of a file that is damaged the store has the MD5s, and not the content.
+    """
     stored: dict[bytes, FileInfo] = {}
     for _, name in sources.paths:
-        stored |= {file.name: file for file in await readable(client, below(name))}
+        found = await readable(client, below(name))
+        stored |= {file.name: file for file in found if file.status != "damaged"}
 
     def candidates() -> list[same.Pair]:
         found = [(path, stored[name]) for path, name in sources.walk_silently() if name in stored]

@@ -223,6 +223,16 @@ class PfsFileSystem(AsyncFileSystem):
         entries = tree.entries(path) if tree or not path else [await self._file(path)]
         return entries if detail else [info["name"] for info in entries]
 
+    async def _expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = False
+    ) -> list[str]:
+        """What paths mean. That of a file is no pattern: `a[1]` would stand for a1, and have that removed."""
+        paths = [self._strip_protocol(one) for one in ([path] if isinstance(path, str) else path)]
+        files = [one for one in paths if not assume_literal and has_magic(one) and await self._isfile(one)]
+        others = [one for one in paths if one not in files]
+        found = await super()._expand_path(others, recursive, maxdepth, assume_literal) if others or not files else []
+        return sorted({*found, *files})
+
     async def _find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, **kwargs: Any
     ) -> list[str] | dict[str, Info]:

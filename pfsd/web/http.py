@@ -114,6 +114,7 @@ async def _serve(connection: Connection, lines: AsyncIterator[Line | LongLine], 
         keeps = keeps and not response.ends
         await connection.write(format_response(response, method == "HEAD", keeps))
         await connection.flushed()
+        await asyncio.sleep(0)  # refusals, too, which can be sent for by the thousand, leave the others their turn
 
 
 async def _head(lines: AsyncIterator[Line | LongLine]) -> list[str] | None:

@@ -22,10 +22,12 @@ from pfsd.commands.engine import Progress
 from pfsd.commands.files import delete, rename
 from pfsd.commands.put import Stored, put_content, put_path
 from pfsd.committer import Committer
-from pfsd.config import Config
+from pfsd.config import Config, Reloaded
 from pfsd.daemon import Daemon
 from pfsd.fair import Flow
+from pfsd.listening import Passed
 from pfsd.registry import Status
+from pfsd.systemd import Manager
 
 PART = 4096
 #: A journal above this many bytes is compacted as soon as most of it is dead.
@@ -52,8 +54,15 @@ class _Threads:
         return outcome
 
 
+def _never(config: Config) -> Reloaded:
+    raise AssertionError("no reload is wanted")
+
+
 class InProcess(Daemon):
     """A daemon on the store of its configuration; `async with` opens and closes it."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, reread=_never, manager=Manager(), passed=Passed([]))
 
     async def _start_workers(self) -> None:
         self._budget = MemoryBudget(self._config.slab_size)

@@ -329,7 +329,7 @@ def test_a_daemon_does_what_a_dictionary_would(count: Count) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=count(3, 30),
+            max_examples=count(3, 20),
             stateful_step_count=count(12, 40),
             deadline=None,
             print_blob=True,
