@@ -221,6 +221,7 @@ def log_level(daemon: Daemon) -> None:
         assert time.monotonic() < until
         before = daemon.log
         daemon.ask(b"delete nothing\n")
+        daemon.ask(b"ping\n")  # by then it is written
     reload(daemon, log_level="info")
     before = len(daemon.log)
     daemon.ask(b"list\n")
