@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from pfsd.commands.engine import Progress
-from pfsd.protocol import Request
+from pfsd.errors import Cancelled, RequestError
+from pfsd.protocol import Request, Value
 from pfsd.registry import Registry
 from pfsd.verbs import VERBS
 
@@ -31,6 +32,10 @@ OK = "ok"
 INVALID = "invalid"
 #: A number of more digits is no file's id; of thousands, it could not even be read.
 MAX_DIGITS = 19
+
+
+#: What a request was told at its end: the fields of its OK, or an error; None is nothing, since its client has gone.
+Outcome = dict[str, Value] | RequestError | None
 
 
 @dataclass(slots=True, eq=False)
@@ -94,15 +99,16 @@ class Activity:
         self._running[command.id] = command
         return command
 
-    def end(self, command: Command, outcome: str) -> None:
-        """It is over; `outcome` is OK or the word of its error."""
+    def end(self, command: Command, outcome: Outcome) -> float:
+        """It is over; returns how many seconds it took."""
         del self._running[command.id]
         verb = command.request.verb
         if verb in _IN:
             self._bytes_in += command.moved
         elif verb in _OUT:
             self._bytes_out += command.moved
-        self._ended[verb if verb in VERBS else INVALID, outcome] += 1
+        self._ended[verb if verb in VERBS else INVALID, _word(outcome)] += 1
+        return time.monotonic() - command.since
 
     # --- for who looks ---
 
@@ -134,3 +140,10 @@ class Activity:
     def errors(self) -> int:
         """How many commands ended in an error."""
         return sum(number for (_, outcome), number in self._ended.items() if outcome != OK)
+
+
+def _word(outcome: Outcome) -> str:
+    """What an outcome counts as."""
+    if isinstance(outcome, RequestError):
+        return outcome.code
+    return Cancelled.code if outcome is None else OK

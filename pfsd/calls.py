@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfsd import protocol
-from pfsd.activity import Activity, Command
+from pfsd.activity import Activity, Command, Outcome
+from pfsd.audit import Audit
 from pfsd.budget import Extent, MemoryBudget
 from pfsd.commands import put
 from pfsd.commands.engine import Engine
@@ -22,9 +23,6 @@ from pfsd.connection import Connection
 from pfsd.errors import RequestError
 from pfsd.guesses import Tokens
 from pfsd.protocol import Request, Value
-
-#: What a request was told at its end: the fields of its OK, or an error; None is nothing, since its client has gone.
-Outcome = dict[str, Value] | RequestError | None
 
 
 @dataclass
@@ -42,6 +40,7 @@ class Service:
     #: Bytes that the disk of the store has left, if that is known.
     free: Callable[[], int | None]
     activity: Activity = field(default_factory=Activity)
+    audit: Audit = field(default_factory=Audit)
     started: float = field(default_factory=time.monotonic)
     sessions: set[Any] = field(default_factory=set)
     #: Requests at work; those that wait for their turn are not among them.

@@ -11,15 +11,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, TextIO
 
 from pfsd.protocol import Value, quote
 
 Fact = Value | float
 
-FORMAT = "%(asctime)s %(levelname)s %(message)s"
 #: Before each further line of an event, such as those of a traceback.
 INDENT = "    "
 #: Levels as syslog numbers them, for the service manager's journal.
@@ -46,90 +48,133 @@ class About:
 about: ContextVar[About | None] = ContextVar("about", default=None)
 
 
-class Formatter(logging.Formatter):
+class Event(NamedTuple):
+    """What a line of the log says. `moment` is in seconds since 1970; a `trace` has lines of its own."""
+
+    moment: float
+    level: str
+    message: str
+    facts: Mapping[str, Fact]
+    trace: str = ""
+
+
+class EventFormatter(logging.Formatter):
+    """Makes lines of events, also of those that come as records of `logging`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.lines(self._event(record))
+
+    def lines(self, event: Event) -> str:
+        """One line, or more if there is a trace."""
+        raise NotImplementedError
+
+    def _event(self, record: logging.LogRecord) -> Event:
+        request, facts = about.get(), getattr(record, "facts", {})
+        if request is not None:
+            facts = facts | request.facts
+        pieces = [
+            getattr(record, "trace", "").rstrip(),  # what an I/O process tells of a bug
+            self.formatException(record.exc_info) if record.exc_info else "",
+            record.stack_info or "",
+        ]
+        trace = "\n".join(filter(None, pieces))
+        return Event(record.created, record.levelname, record.getMessage(), facts, trace)
+
+
+class Formatter(EventFormatter):
     """Nothing that a client named can begin a line of its own, or reach the terminal of who reads the log.
 
     Control characters, and what else cannot be printed, are written as Python escapes them; the lines of a
     traceback stay lines, indented.
     """
 
-    def __init__(self, form: str = FORMAT) -> None:
-        super().__init__(form)
+    def __init__(self, *, with_head: bool = True) -> None:
+        """The head of a line is time and level."""
+        super().__init__()
+        self._with_head = with_head
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        # What an I/O process tells of a bug.
-        trace = getattr(record, "trace", "")
-        return f"{text}\n{_indented(trace.rstrip())}" if trace else text
+    def lines(self, event: Event) -> str:
+        trace = f"\n{_indented(event.trace)}" if event.trace else ""
+        facts = "".join([f" {key}={_shown(value)}" for key, value in event.facts.items()])
+        return f"{self._head(event)}{_escaped(event.message)}{facts}{trace}"
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = " ".join([_escaped(record.message), *map(_word, _facts(record).items())])
-        return super().formatMessage(record)
-
-    def formatException(self, ei: object) -> str:
-        return _indented(super().formatException(ei))  # type: ignore[arg-type]
-
-    def formatStack(self, stack_info: str) -> str:
-        return _indented(super().formatStack(stack_info))
+    def _head(self, event: Event) -> str:
+        if not self._with_head:
+            return ""
+        return f"{_local(int(event.moment))},{_milliseconds(event.moment):03d} {event.level} "
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(EventFormatter):
     """An object in a line for each event, of printable ASCII whatever is in it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        event: dict[str, object] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "message": _valid(record.getMessage()),
+    def lines(self, event: Event) -> str:
+        members: dict[str, object] = {
+            "time": f"{_utc(int(event.moment))}.{_milliseconds(event.moment):03d}Z",
+            "level": event.level.lower(),
+            "message": _valid(event.message),
         }
-        event |= {key: _member(value) for key, value in _facts(record).items()}
-        if trace := self._trace(record):
-            event["trace"] = _valid(trace)
-        return json.dumps(event)
-
-    def _trace(self, record: logging.LogRecord) -> str:
-        pieces = [
-            getattr(record, "trace", "").rstrip(),
-            self.formatException(record.exc_info) if record.exc_info else "",
-            record.stack_info or "",
-        ]
-        return "\n".join(filter(None, pieces))
+        members |= {key: _member(value) for key, value in event.facts.items()}
+        if event.trace:
+            members["trace"] = _valid(event.trace)
+        return json.dumps(members)
 
 
-class JournalFormatter(logging.Formatter):
+class JournalFormatter(EventFormatter):
     """Each line of another formatter behind its priority, for the journal of systemd, which takes it off."""
 
-    def __init__(self, lines: logging.Formatter) -> None:
+    def __init__(self, inner: EventFormatter) -> None:
         super().__init__()
-        self._lines = lines
+        self._inner = inner
 
-    def format(self, record: logging.LogRecord) -> str:
-        mark = f"<{PRIORITIES.get(record.levelname, 6)}>"
-        return "\n".join(mark + line for line in self._lines.format(record).split("\n"))
+    def lines(self, event: Event) -> str:
+        mark = f"<{PRIORITIES.get(event.level, 6)}>"
+        return "\n".join([mark + line for line in self._inner.lines(event).split("\n")])
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes records, and events many at once."""
+
+    def write(self, events: Sequence[Event]) -> None:
+        """In one piece. What cannot be written is lost, and nothing else."""
+        formatter = self.formatter
+        assert isinstance(formatter, EventFormatter)
+        text = "".join([f"{formatter.lines(event)}\n" for event in events])
+        with self.lock or nullcontext(), suppress(OSError, ValueError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def start(level: str, form: str) -> None:
     """Write all events from `level` on to standard error, in a form: plain or json."""
     logging.captureWarnings(True)
-    logging.root.addHandler(logging.StreamHandler())
+    logging.root.addHandler(Handler())
     use(level, form)
 
 
 def use(level: str, form: str) -> None:
     """Go on with another level and form."""
     chosen = formatter(form, in_journal=is_journal(sys.stderr.fileno(), os.environ))
-    for handler in logging.root.handlers:
+    for handler in _handlers():
         handler.setFormatter(chosen)
     logging.root.setLevel(level.upper())
 
 
-def formatter(form: str, in_journal: bool) -> logging.Formatter:
+def write(events: Sequence[Event]) -> None:
+    """Write events whose level is wanted, which is not asked here."""
+    for handler in _handlers():
+        handler.write(events)
+
+
+def _handlers() -> list[Handler]:
+    return [handler for handler in logging.root.handlers if isinstance(handler, Handler)]
+
+
+def formatter(form: str, in_journal: bool) -> EventFormatter:
     """What writes events in a form: plain or json."""
     if form == "json":
         return JournalFormatter(JsonFormatter()) if in_journal else JsonFormatter()
     # The journal knows the time and shows the level by itself.
-    return JournalFormatter(Formatter("%(message)s")) if in_journal else Formatter()
+    return JournalFormatter(Formatter(with_head=False)) if in_journal else Formatter()
 
 
 def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
@@ -138,15 +183,22 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{stream.st_dev}:{stream.st_ino}"
 
 
-def _facts(record: logging.LogRecord) -> dict[str, Fact]:
-    facts: dict[str, Fact] = getattr(record, "facts", {})
-    request = about.get()
-    return facts if request is None else facts | request.facts
+@lru_cache(4)
+def _local(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
 
 
-def _word(fact: tuple[str, Fact]) -> str:
-    key, value = fact
-    return f"{key}={value:.3f}" if isinstance(value, float) else f"{key}={quote(value)}"
+@lru_cache(4)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _milliseconds(moment: float) -> int:
+    return int(moment % 1 * 1000)
+
+
+def _shown(value: Fact) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else quote(value)
 
 
 def _member(value: Fact) -> int | float | str:

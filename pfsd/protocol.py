@@ -467,11 +467,23 @@ def parse_reply(line: bytes) -> Reply | None:
     return Reply(word.decode("utf-8", "replace"), name, fields, tag)
 
 
+#: What stands in a line as it is, as nearly everything does: printable ASCII but blank, quote and backslash.
+_BARE = re.compile(rb"[!#-\[\]-~]+").fullmatch
+_BARE_TEXT = re.compile(r"[!#-\[\]-~]+").fullmatch
+
+
 def quote(value: Value) -> str:
     """A value as it stands in a line: bare where possible, else in double quotes."""
     if isinstance(value, int):
         return str(value)
-    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    if isinstance(value, str):
+        if _BARE_TEXT(value):
+            return value
+        raw = value.encode("utf-8", "surrogateescape")
+    elif _BARE(value):
+        return value.decode()
+    else:
+        raw = value
     text = escape(raw)
     if text and text.isprintable() and "\\" not in text and " " not in text and '"' not in text:
         return text

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from contextlib import suppress
 
-from pfsd import activity, logs, protocol
+from pfsd import logs, protocol
 from pfsd.activity import Command
-from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Outcome, Service, current_task
+from pfsd.calls import Access, Answer, Call, Content, Feed, Handler, Service, current_task
 from pfsd.commands import put
 from pfsd.connection import Connection, ConnectionLost
 from pfsd.errors import AuthError, Busy, Cancelled, Denied, Internal, RequestError, Stopping, TooLong, UsageError
 from pfsd.handlers import HANDLERS, content_size
 from pfsd.protocol import Request
-from pfsd.verbs import BEFORE_AUTH, CHANGES, VERBS, check
+from pfsd.verbs import BEFORE_AUTH, VERBS, check
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +29,6 @@ MAX_REQUESTS = 256
 MAX_OPEN_UPLOADS = 32
 #: Uploads in frames, refused and failed ones too, whose end has not come; beyond it the connection ends.
 MAX_FEEDS = 1024
-#: Of a request with many words, or long ones, the log shows so many, and so much of each.
-MAX_LOGGED_WORDS, MAX_LOGGED_WORD = 32, 256
 #: What runs even while the daemon stops.
 WHILE_STOPPING = frozenset({"hello", "help", "ping", "quit", "auth"})
 
@@ -288,25 +285,8 @@ class Session:
         except Exception as error:
             await self._answer_error(_internal(error, about), answer)
         finally:
-            self._service.activity.end(command, _word(answer.outcome))
-            self._log(request, answer.outcome, time.monotonic() - command.since)
-
-    def _log(self, request: Request, outcome: Outcome, seconds: float) -> None:
-        """Tell the log how a request ended; what changes nothing only for debugging."""
-        trusted = self._access.trusted
-        level = logging.INFO if request.verb in CHANGES and trusted else logging.DEBUG
-        if not log.isEnabledFor(level):
-            return
-        facts: dict[str, logs.Fact] = {"seconds": seconds}
-        if trusted and request.verb in VERBS.keys() - BEFORE_AUTH:  # else it may hold a token, mistyped or misplaced
-            facts["request"] = _shown(request)
-        if isinstance(outcome, RequestError):
-            why = f": {outcome.message}" if request.verb else ""  # which may quote what was not understood
-            log.log(level, "ERR %s%s", outcome.code, why, extra={"facts": outcome.fields | facts})
-        elif outcome is None:
-            log.log(level, "the client has gone before the answer", extra={"facts": facts})
-        else:
-            log.log(level, "OK %s", request.verb, extra={"facts": outcome | facts})
+            seconds = self._service.activity.end(command, answer.outcome)
+            self._service.audit.note(about, request, answer.outcome, seconds, trusted=self._access.trusted)
 
     def _call(
         self, request: Request, answer: Answer, feed: Feed | None, content: Content | None, command: Command
@@ -423,21 +403,6 @@ class Session:
                 feed.upload.set_result(None)
         else:
             await self._connection.discard(int(size))
-
-
-def _word(outcome: Outcome) -> str:
-    """What the counters call it."""
-    if isinstance(outcome, RequestError):
-        return outcome.code
-    return Cancelled.code if outcome is None else activity.OK
-
-
-def _shown(request: Request) -> str:
-    """A request for the log, cut short if it is long."""
-    words = [protocol.show(word.value, MAX_LOGGED_WORD) for word in request.words[:MAX_LOGGED_WORDS]]
-    more = ["..."] if len(request.words) > MAX_LOGGED_WORDS else []
-    options = [f"{key}={protocol.show(value, MAX_LOGGED_WORD)}" for key, value in request.options.items()]
-    return " ".join([request.verb, *words, *more, *options])
 
 
 def _internal(error: Exception, about: logs.About) -> Internal:

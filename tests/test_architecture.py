@@ -40,6 +40,7 @@ LAYERS = [
     {"commands.verify", "commands.reclaim"},
     {"commands.scrub"},
     {"connection", "listening", "tls", "guesses", "activity"},
+    {"audit"},
     {"calls"},
     {"facts"},
     {"web", "web.http", "web.history"},

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pfsd import committer as committer_module
-from pfsd import disk
+from pfsd import disk, logs
 from pfsd import journal as journal_module
 from pfsd.committer import Committer
 from pfsd.errors import Internal, IoError, NoSpace, StorageFailed
@@ -263,6 +263,16 @@ async def test_what_builds_on_a_lost_record_is_refused(made: Made, fake: Disk, l
 
 
 # --- a disk that fails ---
+
+
+async def test_what_is_written_for_all_is_about_nobody(made: Made, fake: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = []
+    monkeypatch.setattr(made.committer, "_on_failure", lambda error: about.append(logs.about.get()))
+    fake.errors["fdatasync"] = [errno.EIO]
+    logs.about.set(logs.About(1, "unix", "put", 7))
+    with pytest.raises(IoError):
+        await made.committer.commit([ready(1)])
+    assert about == [None]
 
 
 async def test_a_failed_sync_is_told_to_everyone_and_is_final(made: Made, fake: Disk) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from pfsd import logs
 from pfsd.gather import WORTH_SHARING, Gatherer
 
 
@@ -94,6 +95,15 @@ async def test_a_failure_is_everyones_and_the_next_batch_goes_on() -> None:
     gatherer: Gatherer[int, int] = Gatherer(fail_at_first, at_once=1, most_items=2, most_cost=9)
     results = await asyncio.gather(*(gatherer.add(item, 1) for item in (1, 2, 3)), return_exceptions=True)
     assert [type(result) for result in results] == [OSError, OSError, int]
+
+
+async def test_a_batch_is_about_nobody() -> None:
+    async def about(items: Sequence[int]) -> list[logs.About | None]:
+        return [logs.about.get() for _ in items]
+
+    gatherer: Gatherer[int, logs.About | None] = Gatherer(about, at_once=1, most_items=2, most_cost=9)
+    logs.about.set(logs.About(1, "unix", "put", 7))
+    assert await gatherer.add(1, 1) is None
 
 
 async def test_who_leaves_before_the_batch_is_not_in_it() -> None:

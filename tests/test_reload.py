@@ -19,7 +19,7 @@ import pytest
 
 from pfsd.config import LIVE_KEYS
 from tests.certificates import make_certificate
-from tests.harness import DEFAULTS, PART, PATIENCE_SECONDS, Daemon
+from tests.harness import DEFAULTS, PART, PATIENCE_SECONDS, Daemon, wait_for
 from tests.test_systemd import Notices
 from tests.wire import code, fields
 
@@ -221,11 +221,13 @@ def log_level(daemon: Daemon) -> None:
         assert time.monotonic() < until
         before = daemon.log
         daemon.ask(b"delete nothing\n")
+        daemon.ask(b"ping\n")  # by then it is written
     reload(daemon, log_level="info")
     before = len(daemon.log)
     daemon.ask(b"list\n")
     daemon.ask(b"delete nothing\n")
-    assert "ERR not-found" in daemon.log[before:] and "OK list" not in daemon.log[before:]
+    wait_for(lambda: "ERR not-found" in daemon.log[before:])
+    assert "OK list" not in daemon.log[before:]
 
 
 @live("log_format")

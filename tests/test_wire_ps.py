@@ -71,10 +71,10 @@ def test_bytes_and_total_of_a_get_that_its_client_does_not_take(daemon: Daemon) 
     with Wire(daemon.address, receive_buffer=4096) as reader, daemon.connect() as looker:
         reader.send(b"get %b -\n" % stored["id"].encode())
         reader.peek(1)
+        before = counters(daemon)["bytes_out"]
         seen = commands(looker.ask(b"ps\n"))["get"]
         assert seen["name"] == "2024", "an id is shown as its name"
         assert int(seen["total"]) == len(content)
-        before = counters(daemon)["bytes_out"]
         received, last = reader.frames()
         assert received == content and code(last) == "OK"
         assert counters(daemon)["bytes_out"] - before >= len(content) - int(seen["bytes"]) - 4 * PART
