@@ -235,6 +235,7 @@ async def test_what_waits_when_a_store_is_closed_does_not_begin(shared_daemon: D
     assert [type(each) for each in await asyncio.gather(*steps, return_exceptions=True)] == [pfsd.ConnectionLost] * 4
     async with AsyncStore(store.address) as other:
         assert [file.name async for file in other.list("closed *") if file.status == "ready"] == []
+    await until_clients(shared_daemon, 0)  # it may have heard of nothing yet
     await asyncio.to_thread(wait_for, lambda: len(shared_daemon.ask(b'list "closed *"\n')) == 1)
 
 
